@@ -1,0 +1,349 @@
+"""The commit: the one step that makes an output exist.
+
+Everything is ready under `_work/` before. The journal `_work/commit.json` is written first; from
+then on the commit can only go forward: whoever finds it (a retried bundle, the next run) does the
+same steps again, each of which may be done twice. `_SUCCESS` comes last and names the manifest by
+its sha256, so a reader that finds the same `_SUCCESS` before and after has read one output.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import apache_beam as beam
+import orjson
+
+from transforms import failure, storage
+from transforms.errors import ConservationError, OutputConflictError
+from transforms.manifest import (
+    MANIFEST_FILE,
+    SUCCESS_FILE,
+    build_manifest,
+    collect_versions,
+    describe_file,
+)
+from transforms.records import (
+    CorpusTotals,
+    EncodeStats,
+    FileCount,
+    FinishedChunk,
+    InputFile,
+    OutputFile,
+)
+from transforms.report import make_report
+from transforms.select import OutputLayout, check_reject_rate
+
+WORK_FOLDER = "_work"
+REPORT_FILE = "report.json"
+JOURNAL_FILE = "_work/commit.json"
+
+
+class OutputState(enum.Enum):
+    """What an output directory is when a run looks at it."""
+
+    ABSENT = "absent"
+    INTERRUPTED = "interrupted"
+    COMMITTING = "committing"
+    COMMITTED = "committed"
+    FOREIGN = "foreign"
+
+
+def inspect_output(output: str) -> OutputState:
+    """Tell the state of an output directory from the files in it."""
+    if storage.exists(storage.join(output, JOURNAL_FILE)):
+        return OutputState.COMMITTING
+    if storage.exists(storage.join(output, SUCCESS_FILE)):
+        return OutputState.COMMITTED
+    names = storage.list_files(output)
+    if not names:
+        return OutputState.ABSENT
+    if any(name.startswith(WORK_FOLDER + "/") for name in names):
+        return OutputState.INTERRUPTED
+    return OutputState.FOREIGN
+
+
+@dataclass(frozen=True, slots=True)
+class RunCounts:
+    """What a run did to its rows; `files` in the order of the input."""
+
+    vectors: int
+    resumed: int
+    rejects: tuple[tuple[str, int], ...]
+    files: tuple[FileCount, ...]
+
+    @property
+    def reject_count(self) -> int:
+        return sum(count for _, count in self.rejects)
+
+
+def count_rows(chunks: Iterable[FinishedChunk], totals: CorpusTotals) -> RunCounts:
+    """Add up the finished chunks and check the sums against what was read.
+
+    Raises: ConservationError if a row is unaccounted for, in any file or in all.
+    """
+    rejects: Counter[str] = Counter(dict(totals.fault_reasons))
+    by_file: dict[int, FileCount] = {}
+    vectors = resumed = read = 0
+    for done in chunks:
+        vectors += len(done.kept)
+        resumed += done.resumed_rows
+        for staged in done.rejects:
+            rejects.update(dict(staged.reasons))
+        for one in done.files:
+            read += one.rows_read
+            sofar = by_file.get(one.file, FileCount(one.file, 0, 0))
+            by_file[one.file] = FileCount(
+                one.file,
+                sofar.rows_read + one.rows_read,
+                sofar.rejects + one.rejects,
+                sofar.vectors + one.vectors,
+            )
+    files = tuple(by_file[index] for index in sorted(by_file))
+    for one in files:
+        if one.rows_read != one.vectors + one.rejects:
+            raise ConservationError(f"input file {one.file}: counts do not add up: {one}")
+    total = sum(rejects.values())
+    if totals.rows_read != vectors + total or totals.rows_read != read + totals.fault_count:
+        raise ConservationError(
+            f"{totals.rows_read:,} rows read, but {vectors:,} vectors and {total:,} rejects; "
+            "nothing was committed"
+        )
+    return RunCounts(vectors, resumed, tuple(sorted(rejects.items())), files)
+
+
+def write_journal(
+    output: str,
+    *,
+    files: list[OutputFile],
+    manifest: Mapping[str, Any],
+    report: Mapping[str, Any],
+) -> None:
+    """Write down what the commit will do. After this the output will be the new one."""
+    old: list[str] = []
+    if storage.exists(storage.join(output, SUCCESS_FILE)):
+        body = orjson.loads(storage.get_bytes(storage.join(output, MANIFEST_FILE)))
+        old = [file["name"] for file in (*body["files"], *body["rejects"]["files"])]
+    names = {file.name for file in files}
+    journal = {
+        "files": [asdict(file) for file in files],
+        "delete": [name for name in old if name not in names],
+        "manifest": manifest,
+        "report": report,
+    }
+    storage.put_bytes(storage.join(output, JOURNAL_FILE), orjson.dumps(journal))
+
+
+def encode_json(body: Mapping[str, Any]) -> bytes:
+    """A JSON file's bytes, as people like to read them."""
+    return orjson.dumps(body, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+def roll_forward(output: str) -> None:
+    """Do what the journal says, from wherever an earlier try stopped.
+
+    Raises: OutputConflictError if a file of the journal is neither waiting nor in place.
+    """
+    journal = orjson.loads(storage.get_bytes(storage.join(output, JOURNAL_FILE)))
+    manifest = encode_json(journal["manifest"])
+    success = encode_json({"manifest_sha256": hashlib.sha256(manifest).hexdigest()})
+    success_path = storage.join(output, SUCCESS_FILE)
+    done = storage.exists(success_path) and storage.get_bytes(success_path) == success
+    if not done:
+        storage.delete_files([success_path])
+        present = storage.list_files(output)
+        for file in journal["files"]:
+            waiting = present.get(file["path"][len(output.rstrip("/")) + 1 :])
+            if waiting is not None:
+                storage.rename(file["path"], storage.join(output, file["name"]))
+            elif present.get(file["name"]) != file["size_bytes"]:
+                raise OutputConflictError(
+                    f"{output}: the commit under way lacks {file['name']}; its work files were "
+                    "removed or changed. Delete the folder and run again"
+                )
+        storage.delete_files([storage.join(output, name) for name in journal["delete"]])
+        storage.put_bytes(storage.join(output, REPORT_FILE), encode_json(journal["report"]))
+        storage.put_bytes(storage.join(output, MANIFEST_FILE), manifest)
+        if storage.is_local(output):
+            storage.sync_folder(output)
+        storage.put_bytes(success_path, success)
+    clean_up(output)
+
+
+def clean_up(output: str) -> None:
+    """Remove the work folder of a committed output; the journal goes last."""
+    work = storage.join(output, WORK_FOLDER)
+    storage.delete_files(
+        [
+            storage.join(work, name)
+            for name in storage.list_files(work)
+            if storage.join(WORK_FOLDER, name) != JOURNAL_FILE
+        ]
+    )
+    storage.delete_folder(work)
+
+
+class _CheckCountsDoFn(beam.DoFn):
+    def __init__(self, *, output: str, max_reject_rate: float) -> None:
+        self._output = output
+        self._max_reject_rate = max_reject_rate
+
+    def process(
+        self, chunks: list[FinishedChunk], totals: CorpusTotals
+    ) -> Iterator[list[FinishedChunk]]:
+        with failure.recorded(self._output):
+            counts = count_rows(chunks, totals)
+            check_reject_rate(
+                dict(counts.rejects), totals.rows_read, max_reject_rate=self._max_reject_rate
+            )
+        yield chunks
+
+
+class CheckCounts(beam.PTransform[Any, Any]):
+    """Pass the list of `FinishedChunk` on if its counts add up and the rejects are few enough."""
+
+    def __init__(
+        self, output: str, *, max_reject_rate: float, totals: beam.PCollection[Any]
+    ) -> None:
+        super().__init__()
+        self._dofn = _CheckCountsDoFn(output=output, max_reject_rate=max_reject_rate)
+        self._totals = totals
+
+    def expand(self, chunks: beam.PCollection[Any]) -> Any:
+        return chunks | beam.ParDo(self._dofn, beam.pvalue.AsSingleton(self._totals))
+
+
+class _CommitDoFn(beam.DoFn):
+    def __init__(
+        self,
+        *,
+        output: str,
+        inputs: list[InputFile],
+        layout: OutputLayout,
+        about: Mapping[str, Any],
+    ) -> None:
+        self._output = output
+        self._layout = layout
+        self._inputs = inputs
+        self._about = dict(about)
+
+    def process(
+        self,
+        files: list[OutputFile],
+        chunks: list[FinishedChunk],
+        totals: CorpusTotals,
+        stats: EncodeStats,
+    ) -> Iterator[RunCounts]:
+        with failure.recorded(self._output):
+            counts = count_rows(chunks, totals)
+            check_files(files, counts)
+            manifest = make_manifest(
+                files, counts=counts, totals=totals, layout=self._layout, about=self._about
+            )
+            report = make_report(
+                files,
+                counts=counts,
+                totals=totals,
+                stats=stats,
+                inputs=self._inputs,
+                about=self._about,
+            )
+            write_journal(self._output, files=files, manifest=manifest, report=report)
+            roll_forward(self._output)
+        yield counts
+
+
+def make_manifest(
+    files: Iterable[OutputFile],
+    *,
+    counts: RunCounts,
+    totals: CorpusTotals,
+    layout: OutputLayout,
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The manifest of this run's output."""
+    described: dict[str, list[dict[str, Any]]] = {"vectors": [], "rejects": []}
+    for file in files:
+        described[file.kind].append(
+            describe_file(file.name, rows=file.rows, size_bytes=file.size_bytes, sha256=file.sha256)
+        )
+    return build_manifest(
+        described["vectors"],
+        rejects_files=described["rejects"],
+        rows_read=totals.rows_read,
+        rejects=dict(counts.rejects),
+        expert=about["expert"],
+        fingerprint=about["fingerprint"],
+        fingerprint_parts=about["fingerprint_parts"],
+        config=about["config"],
+        output_format=layout.output_format,
+        columns=layout.schema(totals),
+        versions=collect_versions(product=about["version"]),
+        created=datetime.now(timezone.utc),
+    )
+
+
+def check_files(files: Iterable[OutputFile], counts: RunCounts) -> None:
+    """Check that the files hold exactly the rows that were counted.
+
+    Raises: ConservationError.
+    """
+    rows: Counter[str] = Counter()
+    for file in files:
+        rows[file.kind] += file.rows
+    if rows["vectors"] != counts.vectors or rows["rejects"] != counts.reject_count:
+        raise ConservationError(
+            f"the files hold {rows['vectors']:,} vectors and {rows['rejects']:,} rejects, but "
+            f"{counts.vectors:,} and {counts.reject_count:,} were counted; nothing was committed"
+        )
+
+
+class CommitOutput(beam.PTransform[Any, Any]):
+    """`OutputFile` records in; the output is committed; one `RunCounts` out.
+
+    Args:
+      chunks: one list of `FinishedChunk`; totals: one `CorpusTotals`; stats: `EncodeStats`.
+      inputs: the input files by index; layout: format and columns of the files.
+      about: what manifest and report say of the run besides its counts.
+    """
+
+    def __init__(
+        self,
+        output: str,
+        *,
+        chunks: beam.PCollection[Any],
+        totals: beam.PCollection[Any],
+        stats: beam.PCollection[Any],
+        inputs: list[InputFile],
+        layout: OutputLayout,
+        about: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self._dofn = _CommitDoFn(output=output, inputs=inputs, layout=layout, about=about)
+        self._chunks = chunks
+        self._totals = totals
+        self._stats = stats
+
+    def expand(self, files: beam.PCollection[Any]) -> Any:
+        stats = self._stats | "AddStats" >> beam.CombineGlobally(add_stats)
+        return (
+            files
+            | "GatherFiles" >> beam.combiners.ToList()
+            | "Commit"
+            >> beam.ParDo(
+                self._dofn,
+                beam.pvalue.AsSingleton(self._chunks),
+                beam.pvalue.AsSingleton(self._totals),
+                beam.pvalue.AsSingleton(stats),
+            )
+        )
+
+
+def add_stats(stats: Iterable[EncodeStats]) -> EncodeStats:
+    """Sum of statistics; of none, zeros."""
+    return sum(stats, start=EncodeStats())
