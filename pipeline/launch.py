@@ -1,0 +1,404 @@
+"""From flags to a finished run: check everything first, then build, run and say what happened."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from pipeline.options import RunSettings, describe, parse_settings
+from transforms import storage
+from transforms.errors import ConfigError, InputError, OutputConflictError, UserError
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    from pipeline.build import RunPlan
+    from transforms.records import EncodeSettings, Expert
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+
+def run_command(argv: Sequence[str]) -> int:
+    """What `python -m pipeline.run` does. Returns the exit code."""
+    verbose = any(argument.split("=")[0] == "--verbose" for argument in argv)
+    quiet_libraries(verbose=verbose)
+    try:
+        settings, beam_args = parse_settings(argv)
+        run(settings, beam_args)
+    except UserError as error:
+        if verbose:
+            traceback.print_exc()
+        say(f"error: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        say("interrupted; what is encoded so far is kept. Run the same command to go on")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_INTERRUPTED)  # a runner's threads would hold the process up
+    except Exception as error:  # noqa: BLE001 - the last resort: a message, not a stack trace
+        if verbose:
+            traceback.print_exc()
+        say(f"error: {summarize_exception(error)}")
+        say("What is encoded so far is kept: run the same command to go on. --verbose shows more")
+        return EXIT_FAILED
+    return 0
+
+
+def say(line: str) -> None:
+    """Tell the user one thing, on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def summarize_exception(error: BaseException) -> str:
+    """The last line of what went wrong, without the runner's wrapping."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    plain = [line for line in lines if not line.startswith(("File ", "Traceback", "^"))]
+    return (plain[-1] if plain else type(error).__name__)[:500]
+
+
+def quiet_libraries(*, verbose: bool) -> None:
+    """Silence the start-up noise of TensorFlow, Beam and gRPC; worker processes inherit it."""
+    if verbose:
+        logging.basicConfig(level=logging.INFO)
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    logging.basicConfig(level=logging.ERROR)
+    for name in ("apache_beam", "tensorflow", "absl", "root"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger().setLevel(logging.CRITICAL)
+
+
+def run(settings: RunSettings, beam_args: Sequence[str]) -> None:
+    """Do one run, from checks to commit. Raises: UserError for everything a user can mend."""
+    from transforms import failure, lock
+    from transforms.commit import WORK_FOLDER, OutputState, inspect_output, roll_forward
+
+    started = time.monotonic()
+    output = settings.output.rstrip("/") or settings.output
+    check_output(settings, output)
+    with interruptible():
+        plan, options = prepare(settings, beam_args)
+        identity = work_identity(settings, plan.expert)
+        with lock.hold(output):
+            state = inspect_output(output)
+            if state is OutputState.COMMITTING:
+                say(f"{output}: an earlier run was stopped in its commit; finishing it")
+                roll_forward(output)
+                check_output(settings, output)
+            earlier = lock.read_run(output)
+            if earlier is not None and earlier.get("identity") != identity:
+                if not settings.overwrite:
+                    raise OutputConflictError(
+                        f"--output={output}: holds an interrupted run of other work (started "
+                        f"{earlier.get('start', '?')}). Finish it with its own flags, write to "
+                        "another folder, or discard it with --overwrite"
+                    )
+                clear_work(output)
+            elif earlier is not None:
+                say(f"resuming the run of {earlier.get('start', '?')} in {output}")
+            record = lock.describe_self(identity)
+            storage.put_bytes(storage.join(output, lock.RUN_FILE), orjson.dumps(record))
+            failure.clear(output)
+            say(describe_plan(plan, settings))
+            execute(plan, options, output)
+            if storage.exists(storage.join(output, WORK_FOLDER)):
+                storage.delete_folder(storage.join(output, WORK_FOLDER))
+    say(describe_result(output, seconds=time.monotonic() - started))
+
+
+def clear_work(output: str) -> None:
+    """Discard an interrupted run's files, but not the lock that we hold."""
+    from transforms.lock import LOCK_FILE
+
+    work = storage.join(output, "_work")
+    storage.delete_files(
+        [
+            storage.join(work, name)
+            for name in storage.list_files(work)
+            if name != os.path.basename(LOCK_FILE)
+        ]
+    )
+
+
+def check_output(settings: RunSettings, output: str) -> None:
+    """Refuse an output that must not be written, before anything costs time.
+
+    Raises: OutputConflictError, ConfigError.
+    """
+    from transforms.commit import OutputState, inspect_output
+
+    if storage.is_local(output) and os.path.exists(output) and not os.path.isdir(output):
+        raise ConfigError(f"--output={output}: is a file; wanted a directory")
+    try:
+        state = inspect_output(output)
+    except OSError as error:
+        raise ConfigError(f"--output={output}: cannot be read: {error}") from error
+    if state is OutputState.COMMITTED and not settings.overwrite:
+        raise OutputConflictError(
+            f"--output={output}: holds a committed output, which is never changed. Write to "
+            "another directory, or replace it with --overwrite"
+        )
+    if state is OutputState.FOREIGN:
+        raise OutputConflictError(
+            f"--output={output}: is not empty and holds no output of ours; nothing in it was "
+            "touched. Choose an empty or new directory"
+        )
+
+
+def prepare(settings: RunSettings, beam_args: Sequence[str]) -> tuple[RunPlan, PipelineOptions]:
+    """Check input and expert and make the plan. Raises: UserError."""
+    from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
+
+    from pipeline import __version__
+    from pipeline.build import RunPlan
+    from pipeline.resolve import resolve
+    from transforms.read import ReadSettings, check_inputs, expand_inputs, limit_tasks, plan_tasks
+    from transforms.records import RowLimits
+    from transforms.select import GateRules, OutputLayout
+    from transforms.writers import reserved_columns
+
+    options = PipelineOptions(list(beam_args))
+    options.view_as(SetupOptions).save_main_session = False
+    fields = settings.row_fields()
+    limits = RowLimits(max_row_bytes=settings.max_row_bytes)
+    delimiter = settings.csv_delimiter.replace("\\t", "\t") or None
+    read = ReadSettings(csv_delimiter=delimiter)
+    columns = {"embedding": 0}
+    taken = reserved_columns(
+        embedding_columns=columns, keep_text=settings.keep_text, pair=fields.pair is not None
+    )
+    for one in fields.metadata:
+        if one.name.casefold() in taken:
+            raise ConfigError(
+                f"--metadata_fields: {one.name!r} is the name of a column of the output; leave "
+                "it out or rename it in the source"
+            )
+    files = expand_inputs(settings.input, input_format=settings.input_format)
+    summary = check_inputs(
+        files, fields=fields, settings=read, allow_bad_files=settings.on_bad_file == "reject"
+    )
+    if summary.may_be_empty and not settings.allow_empty:
+        raise InputError(
+            f"--input: {len(files)} file(s), but no row in them; commit an empty output with "
+            "--allow_empty"
+        )
+    expert = resolve(
+        settings.expert,
+        preprocessor=settings.preprocessor or None,
+        hub_address=settings.hub_address or None,
+        progress=say,
+    )
+    encode = encode_settings(settings, expert)
+    fingerprint, parts = fingerprint_run(expert, encode)
+    tasks = plan_tasks(files)
+    if settings.limit:
+        tasks = limit_tasks(tasks, settings.limit, fields=fields, settings=read)
+    about = {
+        "expert": {
+            "name": expert.name,
+            "handle": expert.handle,
+            "preprocessor": expert.preprocessor_handle,
+            "width": expert.width,
+        },
+        "fingerprint": fingerprint,
+        "fingerprint_parts": parts,
+        "config": describe(settings),
+        "beam_arguments": list(beam_args),
+        "version": __version__,
+    }
+    return (
+        RunPlan(
+            output=settings.output.rstrip("/") or settings.output,
+            files=files,
+            tasks=tasks,
+            fields=fields,
+            limits=limits,
+            read=read,
+            expert=expert,
+            encode=encode,
+            fingerprint=fingerprint,
+            rules=GateRules(
+                max_reject_rate=settings.max_reject_rate,
+                on_duplicate_id=settings.on_duplicate_id,
+                on_bad_file=settings.on_bad_file,
+                allow_empty=settings.allow_empty,
+                layout=OutputLayout(
+                    output_format=settings.output_format,
+                    embeddings=(("embedding", expert.width),),
+                    keep_text=settings.keep_text,
+                    pair=fields.pair is not None,
+                ),
+            ),
+            rows_per_file=settings.rows_per_file,
+            footer=make_footer(expert, fingerprint=fingerprint, parts=parts),
+            about=about,
+        ),
+        options,
+    )
+
+
+def encode_settings(settings: RunSettings, expert: Expert) -> EncodeSettings:
+    """How this run encodes. Raises: ConfigError if max_tokens is over the expert's limit."""
+    from transforms.records import EncodeSettings
+
+    if settings.max_tokens > expert.position_limit:
+        raise ConfigError(
+            f"--max_tokens={settings.max_tokens} is over {expert.name}'s limit of "
+            f"{expert.position_limit}; lower it or leave it out"
+        )
+    return EncodeSettings(
+        pooling=settings.pooling,
+        normalize=settings.normalize,
+        max_tokens=settings.max_tokens or expert.position_limit,
+        long_text=settings.long_text,
+        engine="tensorflow" if settings.engine == "auto" else settings.engine,
+        precision="float32" if settings.precision == "auto" else settings.precision,
+        batch_tokens=settings.batch_tokens,
+        threads=settings.threads,
+    )
+
+
+def fingerprint_run(expert: Expert, encode: EncodeSettings) -> tuple[str, dict[str, Any]]:
+    """The sha256 over everything that determines a text's vector, and what went into it."""
+    parts: dict[str, Any] = {
+        "encoder": expert.fingerprint,
+        "tokenizer": expert.tokenizer_fingerprint,
+    }
+    parts.update((name, getattr(encode, name)) for name in encode.fingerprint_fields)
+    data = orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(data).hexdigest(), parts
+
+
+def make_footer(expert: Expert, *, fingerprint: str, parts: dict[str, Any]) -> dict[str, str]:
+    """What each output file says of its vectors."""
+    from pipeline import __version__
+
+    return {
+        "expert": expert.handle,
+        "preprocessor": expert.preprocessor_handle,
+        "width": str(expert.width),
+        "fingerprint": fingerprint,
+        "fingerprint_parts": orjson.dumps(parts).decode(),
+        "version": __version__,
+    }
+
+
+def work_identity(settings: RunSettings, expert: Expert) -> str:
+    """What makes two runs the same work: input, expert and what the output holds.
+
+    The corpus may have changed in between, and workers, batches and files may be others.
+    """
+    other = {
+        "output", "overwrite", "rows_per_file", "batch_tokens", "threads", "verbose", "engine",
+        "max_reject_rate", "on_bad_file", "on_duplicate_id", "allow_empty", "hub_address",
+    }  # fmt: skip
+    parts = {name: value for name, value in describe(settings).items() if name not in other}
+    parts["expert"] = expert.handle
+    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def execute(plan: RunPlan, options: PipelineOptions, output: str) -> None:
+    """Build and run the pipeline. Raises: UserError with the reason that a worker wrote down."""
+    import apache_beam as beam
+
+    from pipeline.build import build
+    from transforms import failure
+
+    pipeline = beam.Pipeline(runner=choose_runner(options), options=options)
+    build(pipeline, plan)
+    try:
+        state = pipeline.run().wait_until_finish()
+    except Exception as error:
+        reason = failure.read(output)
+        if reason is not None:
+            raise reason from error
+        raise
+    if state not in ("DONE", None):
+        reason = failure.read(output)
+        raise reason if reason is not None else UserError(f"the runner ended in state {state}")
+
+
+def choose_runner(options: PipelineOptions) -> Any:
+    """DirectRunner means Beam's in-process runner; any other runner is Beam's to find.
+
+    Beam's own DirectRunner first tries to download a Go binary (Prism) and falls back when it
+    cannot, after a while and with other behaviour; `--runner=PrismRunner` asks for that one.
+    """
+    from apache_beam.options.pipeline_options import StandardOptions
+    from apache_beam.portability.api import beam_provision_api_pb2
+    from apache_beam.runners.portability.fn_api_runner import fn_runner
+    from apache_beam.runners.portability.portable_runner import JobServiceHandle
+
+    name = options.view_as(StandardOptions).runner
+    if name not in (None, "DirectRunner", "direct"):
+        return name
+    # As apache_beam.runners.direct.SwitchingDirectRunner makes it.
+    encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
+    provision = beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded)
+    return fn_runner.FnApiRunner(provision_info=fn_runner.ExtendedProvisionInfo(provision))
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """End at once on Ctrl-C or SIGTERM: all that is worth keeping is on disk already."""
+
+    def stop(signum: int, frame: object) -> None:
+        say(
+            "interrupted: what is encoded so far is kept; run the same command to go on "
+            f"(exit {EXIT_INTERRUPTED})"
+        )
+        os._exit(EXIT_INTERRUPTED)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def describe_plan(plan: RunPlan, settings: RunSettings) -> str:
+    """What will happen, in a line."""
+    size_bytes = sum(file.size_bytes for file in plan.files)
+    limit = f", first {settings.limit:,} rows" if settings.limit else ""
+    return (
+        f"{len(plan.files):,} file(s), {size_bytes / 1e6:,.1f} MB{limit} -> {plan.output} "
+        f"({settings.output_format}); expert {plan.expert.handle}, {plan.expert.width} wide, "
+        f"{plan.encode.pooling} pooling, {plan.encode.max_tokens} tokens at most, "
+        f"{plan.encode.engine} {plan.encode.precision}"
+    )
+
+
+def describe_result(output: str, *, seconds: float) -> str:
+    """What happened, from the committed manifest."""
+    manifest = orjson.loads(storage.get_bytes(storage.join(output, "manifest.json")))
+    report = orjson.loads(storage.get_bytes(storage.join(output, "report.json")))
+    counts = report["counts"]
+    rejects = sum(counts["rejects"].values())
+    files = len(manifest["files"])
+    lines = [
+        f"{output}: committed {counts['vectors']:,} vectors in {files} file(s) from "
+        f"{counts['rows_read']:,} rows, in {seconds:,.1f} s",
+    ]
+    if counts["rows_resumed"]:
+        lines.append(f"{counts['rows_resumed']:,} of them were encoded by an earlier run")
+    if counts["truncated"]:
+        lines.append(f"{counts['truncated']:,} texts were cut at the token limit")
+    if rejects:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts["rejects"].items())
+        lines.append(f"{rejects:,} rejects ({reasons}): {storage.join(output, 'rejects')}/")
+    return "\n".join(lines)
