@@ -166,6 +166,7 @@ def prepare(settings: RunSettings, beam_args: Sequence[str]) -> tuple[RunPlan, P
     from pipeline import __version__
     from pipeline.build import RunPlan
     from pipeline.resolve import resolve
+    from transforms.quiet import load_tensorflow
     from transforms.read import ReadSettings, check_inputs, expand_inputs, limit_tasks, plan_tasks
     from transforms.records import RowLimits
     from transforms.select import GateRules, OutputLayout
@@ -196,6 +197,7 @@ def prepare(settings: RunSettings, beam_args: Sequence[str]) -> tuple[RunPlan, P
             f"--input: {len(files)} file(s), but no row in them; commit an empty output with "
             "--allow_empty"
         )
+    load_tensorflow()
     expert = resolve(
         settings.expert,
         preprocessor=settings.preprocessor or None,
@@ -390,10 +392,11 @@ def describe_result(output: str, *, seconds: float) -> str:
     counts = report["counts"]
     rejects = sum(counts["rejects"].values())
     files = len(manifest["files"])
-    lines = [
+    first = (
         f"{output}: committed {counts['vectors']:,} vectors in {files} file(s) from "
-        f"{counts['rows_read']:,} rows, in {seconds:,.1f} s",
-    ]
+        f"{counts['rows_read']:,} rows, in {seconds:,.1f} s"
+    )
+    lines = [first]
     if counts["rows_resumed"]:
         lines.append(f"{counts['rows_resumed']:,} of them were encoded by an earlier run")
     if counts["truncated"]:

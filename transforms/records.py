@@ -55,16 +55,18 @@ class Segment:
 class ReadTask:
     """What one call of the reader reads: one segment of a large file, or many small files.
 
-    `index` orders the tasks; output rows come in task order.
+    `index` orders the tasks; output rows come in task order. Of a task with `max_rows` only so
+    many rows are read.
     """
 
     index: int
     segments: tuple[Segment, ...]
+    max_rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class MetadataField:
-    """A source field to carry through; `type` is an Arrow type name, or None to take it as found."""
+    """A source field to carry through; `type` is an Arrow type name, or None: as found."""
 
     name: str
     type: str | None = None
