@@ -10,6 +10,7 @@ import apache_beam as beam
 
 from transforms.assemble import AssembleFiles, AssembleRejects
 from transforms.commit import CheckCounts, CommitOutput
+from transforms.committed import CommittedFile
 from transforms.encode import EncodeBatches
 from transforms.read import ReadCorpus, ReadSettings
 from transforms.records import (
@@ -20,9 +21,10 @@ from transforms.records import (
     RowFields,
     RowLimits,
 )
+from transforms.reuse import JoinEarlier
 from transforms.select import CheckCorpus, GateRules, SelectRows, StageFaults
 from transforms.spool import SpoolChunks
-from transforms.stage import FinishChunks, LoadChunks, StageParts
+from transforms.stage import FinishChunks, LimitFailures, LoadChunks, StageParts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,7 @@ class RunPlan:
     rules: GateRules
     rows_per_file: int = 100_000
     id_buckets: int = 16
+    earlier: Sequence[CommittedFile] = ()
     footer: Mapping[str, str] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -57,11 +60,21 @@ def build(root: beam.Pipeline, plan: RunPlan) -> Any:
         | "Read" >> ReadCorpus(fields, limits=plan.limits, settings=plan.read)
     )
     spooled = read.batches | "Spool" >> SpoolChunks(
-        output, paths={path: index for index, path in enumerate(paths)}, buckets=plan.id_buckets
+        output,
+        paths={path: index for index, path in enumerate(paths)},
+        buckets=plan.id_buckets,
+        with_texts=bool(plan.earlier),
     )
-    work = {"chunks": spooled.chunks, "ids": spooled.ids} | "Select" >> SelectRows(
-        output, fields=fields, paths=paths
-    )
+    rows = {"chunks": spooled.chunks, "ids": spooled.ids}
+    reuse_counts = None
+    if plan.earlier:
+        earlier = {
+            "files": root | "EarlierFiles" >> beam.Create(list(plan.earlier)),
+            "new_ids": spooled.ids,
+            "new_texts": spooled.texts,
+        } | "JoinEarlier" >> JoinEarlier(buckets=plan.id_buckets)
+        rows["reuse"], reuse_counts = earlier["refs"], earlier["counts"]
+    work = rows | "Select" >> SelectRows(output, fields=fields, paths=paths)
     totals = (
         (work, read.faults)
         | "WorkAndFaults" >> beam.Flatten()
@@ -69,13 +82,21 @@ def build(root: beam.Pipeline, plan: RunPlan) -> Any:
     )
 
     # Encode pass: what is not staged yet is tokenized, encoded and staged.
-    loaded = work | "Load" >> LoadChunks(output, fingerprint=plan.fingerprint, after=totals)
+    loaded = work | "Load" >> LoadChunks(
+        output,
+        fingerprint=plan.fingerprint,
+        after=totals,
+        earlier=plan.earlier,
+        keep_truncated=plan.encode.long_text != "reject",
+    )
     encoded = loaded.texts | "Encode" >> EncodeBatches(plan.expert, settings=plan.encode)
     staged = encoded.vectors | "Stage" >> StageParts(output, fingerprint=plan.fingerprint)
     finished = {
         "work": work,
         "parts": (loaded.parts, staged) | "AllParts" >> beam.Flatten(),
-        "failures": encoded.failures,
+        "failures": encoded.failures
+        | "LimitFailures"
+        >> LimitFailures(output, max_reject_rate=plan.rules.max_reject_rate, totals=totals),
     } | "Finish" >> FinishChunks(output, fields=fields, paths=paths)
 
     # Assemble pass: balanced files in corpus order, then the commit.
@@ -105,5 +126,6 @@ def build(root: beam.Pipeline, plan: RunPlan) -> Any:
             inputs=list(plan.files),
             layout=plan.rules.layout,
             about=plan.about,
+            reuse=reuse_counts,
         )
     )

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
     from pipeline.build import RunPlan
+    from transforms.committed import CommittedFile
     from transforms.records import EncodeSettings, Expert
 
 EXIT_FAILED = 1
@@ -92,12 +93,15 @@ def run(settings: RunSettings, beam_args: Sequence[str]) -> None:
     check_output(settings, output)
     with interruptible():
         plan, options = prepare(settings, beam_args)
-        identity = work_identity(settings, plan.expert)
+        identity = work_identity(describe(settings), handle=plan.expert.handle)
         with lock.hold(output):
             state = inspect_output(output)
             if state is OutputState.COMMITTING:
                 say(f"{output}: an earlier run was stopped in its commit; finishing it")
                 roll_forward(output)
+                if not settings.overwrite and read_identity(output) == identity:
+                    say(describe_result(output, seconds=time.monotonic() - started))
+                    return
                 check_output(settings, output)
             earlier = lock.read_run(output)
             if earlier is not None and earlier.get("identity") != identity:
@@ -209,6 +213,7 @@ def prepare(settings: RunSettings, beam_args: Sequence[str]) -> tuple[RunPlan, P
     tasks = plan_tasks(files)
     if settings.limit:
         tasks = limit_tasks(tasks, settings.limit, fields=fields, settings=read)
+    earlier, reused = find_earlier(settings, fingerprint)
     about = {
         "expert": {
             "name": expert.name,
@@ -221,6 +226,7 @@ def prepare(settings: RunSettings, beam_args: Sequence[str]) -> tuple[RunPlan, P
         "config": describe(settings),
         "beam_arguments": list(beam_args),
         "version": __version__,
+        "reused": reused,
     }
     return (
         RunPlan(
@@ -246,6 +252,8 @@ def prepare(settings: RunSettings, beam_args: Sequence[str]) -> tuple[RunPlan, P
                 ),
             ),
             rows_per_file=settings.rows_per_file,
+            earlier=earlier,
+            id_buckets=choose_buckets(sum(file.size_bytes for file in files)),
             footer=make_footer(expert, fingerprint=fingerprint, parts=parts),
             about=about,
         ),
@@ -274,6 +282,45 @@ def encode_settings(settings: RunSettings, expert: Expert) -> EncodeSettings:
     )
 
 
+def find_earlier(
+    settings: RunSettings, fingerprint: str
+) -> tuple[list[CommittedFile], dict[str, Any] | None]:
+    """The files to take vectors over from, and what the manifest says of them.
+
+    Raises: ConfigError, InputError.
+    """
+    from transforms.committed import find_committed, list_committed
+    from transforms.manifest import read_manifest
+
+    if not settings.reuse_from:
+        return [], None
+    folder = find_committed(settings.reuse_from, besides=settings.output)
+    if folder is None:
+        say(f"--reuse_from={settings.reuse_from}: no committed output yet; encoding every row")
+        return [], None
+    manifest = read_manifest(folder)
+    if manifest["fingerprint"]["digest"] != fingerprint:
+        say(
+            f"--reuse_from: {folder} was made with another expert or other settings; encoding "
+            "every row"
+        )
+        return [], None
+    say(f"reusing unchanged rows of {folder} ({manifest['totals']['rows']:,} rows)")
+    return list_committed(folder, manifest), {
+        "output": folder,
+        "created": manifest["created"],
+        "rows": manifest["totals"]["rows"],
+    }
+
+
+def choose_buckets(size_bytes: int) -> int:
+    """How many buckets the join of ids is parted into: a power of two, some 50 MB of text each.
+
+    It depends on the corpus alone and bounds what one worker holds of the join.
+    """
+    return 1 << min(16, max(4, (size_bytes // 50_000_000).bit_length()))
+
+
 def fingerprint_run(expert: Expert, encode: EncodeSettings) -> tuple[str, dict[str, Any]]:
     """The sha256 over everything that determines a text's vector, and what went into it."""
     parts: dict[str, Any] = {
@@ -299,18 +346,29 @@ def make_footer(expert: Expert, *, fingerprint: str, parts: dict[str, Any]) -> d
     }
 
 
-def work_identity(settings: RunSettings, expert: Expert) -> str:
+def work_identity(config: Mapping[str, Any], *, handle: str) -> str:
     """What makes two runs the same work: input, expert and what the output holds.
 
     The corpus may have changed in between, and workers, batches and files may be others.
+
+    Args:
+      config: every setting by name, as `describe` and a manifest have it.
+      handle: the expert's.
     """
     other = {
         "output", "overwrite", "rows_per_file", "batch_tokens", "threads", "verbose", "engine",
-        "max_reject_rate", "on_bad_file", "on_duplicate_id", "allow_empty", "hub_address",
+        "max_reject_rate", "on_bad_file", "reuse_from", "on_duplicate_id", "allow_empty",
+        "hub_address",
     }  # fmt: skip
-    parts = {name: value for name, value in describe(settings).items() if name not in other}
-    parts["expert"] = expert.handle
+    parts = {name: value for name, value in config.items() if name not in other}
+    parts["expert"] = handle
     return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def read_identity(output: str) -> str:
+    """The identity of the work that a committed output holds."""
+    manifest = orjson.loads(storage.get_bytes(storage.join(output, "manifest.json")))
+    return work_identity(manifest["config"], handle=manifest["expert"]["handle"])
 
 
 def execute(plan: RunPlan, options: PipelineOptions, output: str) -> None:
@@ -399,6 +457,11 @@ def describe_result(output: str, *, seconds: float) -> str:
     lines = [first]
     if counts["rows_resumed"]:
         lines.append(f"{counts['rows_resumed']:,} of them were encoded by an earlier run")
+    if counts["rows_reused"]:
+        lines.append(f"{counts['rows_reused']:,} were taken over from {report['reused']['output']}")
+    if report["ids_against_reused"]:
+        found = report["ids_against_reused"]
+        lines.append(", ".join(f"{name} {count:,}" for name, count in found.items()))
     if counts["truncated"]:
         lines.append(f"{counts['truncated']:,} texts were cut at the token limit")
     if rejects:

@@ -144,6 +144,12 @@ class RunSettings:
         default=False,
         parse=_parse_bool,
     )
+    reuse_from: str = _flag(
+        "output",
+        "an earlier output, or a glob of which the newest committed one is taken: rows whose text "
+        "and fingerprint are unchanged get their vectors from there",
+        default="",
+    )
 
     max_reject_rate: float = _flag(
         "trouble",

@@ -30,4 +30,5 @@ def resolve(
 
     encoder_path, preprocessor_path = demo.demo_expert()
     found = resolve_expert(encoder_path, preprocessor=preprocessor or preprocessor_path)
-    return replace(found, name=DEMO_NAME, handle=demo.HANDLE)
+    own = found if preprocessor else replace(found, preprocessor_handle=demo.HANDLE)
+    return replace(own, name=DEMO_NAME, handle=demo.HANDLE)

@@ -25,7 +25,7 @@ def finished(task: int, number: int, kept: int, *, rejects: tuple[StagedRejects,
         files=(),
         rejects=None,
     )
-    return FinishedChunk(chunk, (), np.arange(kept, dtype=np.int32), 0, (), rejects)
+    return FinishedChunk(chunk, (), np.arange(kept, dtype=np.int32), 0, 0, (), rejects)
 
 
 @given(

@@ -160,7 +160,7 @@ def finished_chunk(vectors: int, rejects: int, rows_read: int) -> FinishedChunk:
     staged = StagedRejects("p", rejects, (("blank_text", rejects),))
     chunk = Chunk(ChunkKey(0, 0), "p", "", vectors, rows_read, 0, b"", (), staged)
     counts = (FileCount(0, rows_read, rejects, vectors),)
-    return FinishedChunk(chunk, (), np.arange(vectors, dtype=np.int32), 0, counts, (staged,))
+    return FinishedChunk(chunk, (), np.arange(vectors, dtype=np.int32), 0, 0, counts, (staged,))
 
 
 def test_count_rows_sums_that_match_pass():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transforms.errors import InputError, TooManyRejectsError
 from transforms.records import ChunkKey, CorpusTotals, FileFault, TextBatch
 from transforms.select import GateRules, add_totals, check_corpus, find_duplicates, totals_of
-from transforms.spool import bucket_ids, hash_ids
+from transforms.spool import bucket_ids, hash_ids, hash_texts
 
 
 def make_batch(task: int, number: int, ids: list[str]) -> TextBatch:
@@ -40,7 +40,7 @@ def test_find_duplicates_any_chunking_keeps_exactly_the_first_row_of_each_id(
     batches = [make_batch(n // 2, n % 2, ids) for n, ids in enumerate(chunks)]
     grouped = defaultdict(list)
     for batch in batches:
-        for bucket, keyed in bucket_ids(batch, buckets=buckets):
+        for bucket, keyed in bucket_ids(batch, hash_texts(batch.texts, None), buckets=buckets):
             grouped[bucket].append(keyed)
     lost = {}
     for group in grouped.values():

@@ -35,6 +35,7 @@ from transforms.records import (
     FinishedChunk,
     InputFile,
     OutputFile,
+    ReuseCounts,
 )
 from transforms.report import make_report
 from transforms.select import OutputLayout, check_reject_rate
@@ -74,6 +75,7 @@ class RunCounts:
 
     vectors: int
     resumed: int
+    reused: int
     rejects: tuple[tuple[str, int], ...]
     files: tuple[FileCount, ...]
 
@@ -89,10 +91,11 @@ def count_rows(chunks: Iterable[FinishedChunk], totals: CorpusTotals) -> RunCoun
     """
     rejects: Counter[str] = Counter(dict(totals.fault_reasons))
     by_file: dict[int, FileCount] = {}
-    vectors = resumed = read = 0
+    vectors = resumed = reused = read = 0
     for done in chunks:
         vectors += len(done.kept)
         resumed += done.resumed_rows
+        reused += done.reused_rows
         for staged in done.rejects:
             rejects.update(dict(staged.reasons))
         for one in done.files:
@@ -114,7 +117,7 @@ def count_rows(chunks: Iterable[FinishedChunk], totals: CorpusTotals) -> RunCoun
             f"{totals.rows_read:,} rows read, but {vectors:,} vectors and {total:,} rejects; "
             "nothing was committed"
         )
-    return RunCounts(vectors, resumed, tuple(sorted(rejects.items())), files)
+    return RunCounts(vectors, resumed, reused, tuple(sorted(rejects.items())), files)
 
 
 def write_journal(
@@ -238,6 +241,7 @@ class _CommitDoFn(beam.DoFn):
         chunks: list[FinishedChunk],
         totals: CorpusTotals,
         stats: EncodeStats,
+        reuse: ReuseCounts | None = None,
     ) -> Iterator[RunCounts]:
         with failure.recorded(self._output):
             counts = count_rows(chunks, totals)
@@ -250,6 +254,7 @@ class _CommitDoFn(beam.DoFn):
                 counts=counts,
                 totals=totals,
                 stats=stats,
+                reuse=reuse,
                 inputs=self._inputs,
                 about=self._about,
             )
@@ -285,6 +290,7 @@ def make_manifest(
         columns=layout.schema(totals),
         versions=collect_versions(product=about["version"]),
         created=datetime.now(timezone.utc),
+        reused=about["reused"],
     )
 
 
@@ -310,6 +316,7 @@ class CommitOutput(beam.PTransform[Any, Any]):
       chunks: one list of `FinishedChunk`; totals: one `CorpusTotals`; stats: `EncodeStats`.
       inputs: the input files by index; layout: format and columns of the files.
       about: what manifest and report say of the run besides its counts.
+      reuse: one `ReuseCounts`, where vectors are taken over from an earlier output.
     """
 
     def __init__(
@@ -322,12 +329,14 @@ class CommitOutput(beam.PTransform[Any, Any]):
         inputs: list[InputFile],
         layout: OutputLayout,
         about: Mapping[str, Any],
+        reuse: beam.PCollection[Any] | None = None,
     ) -> None:
         super().__init__()
         self._dofn = _CommitDoFn(output=output, inputs=inputs, layout=layout, about=about)
         self._chunks = chunks
         self._totals = totals
         self._stats = stats
+        self._reuse = reuse
 
     def expand(self, files: beam.PCollection[Any]) -> Any:
         stats = self._stats | "AddStats" >> beam.CombineGlobally(add_stats)
@@ -340,6 +349,7 @@ class CommitOutput(beam.PTransform[Any, Any]):
                 beam.pvalue.AsSingleton(self._chunks),
                 beam.pvalue.AsSingleton(self._totals),
                 beam.pvalue.AsSingleton(stats),
+                **({} if self._reuse is None else {"reuse": beam.pvalue.AsSingleton(self._reuse)}),
             )
         )
 

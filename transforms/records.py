@@ -19,6 +19,7 @@ Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float32]
+UInt64Array = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,14 +307,68 @@ class KeyBatch:
     """Ids of one chunk that fall into one bucket, as hashes.
 
     rows: int32 [N], row numbers within the chunk; hashes: uint64 [N, 2], BLAKE2b-128 of the id;
-    files: int32 [N] and positions: int64 [N], the row's origin.
+    files: int32 [N] and positions: int64 [N], the row's origin; texts: uint64 [N], the head of
+    the text's sha256.
     """
 
     key: ChunkKey
     rows: Int32Array
-    hashes: npt.NDArray[np.uint64]
+    hashes: UInt64Array
     files: Int32Array
     positions: Int64Array
+    texts: UInt64Array
+
+
+@dataclass(frozen=True, slots=True)
+class TextKeys:
+    """Texts of one chunk that fall into one bucket: rows int32 [N], hashes uint64 [N, 2].
+
+    hashes are the first 16 bytes of the text's sha256.
+    """
+
+    key: ChunkKey
+    rows: Int32Array
+    hashes: UInt64Array
+
+
+@dataclass(frozen=True, slots=True)
+class OldKeys:
+    """Rows of a committed file that fall into one bucket, by id or by text.
+
+    file: `CommittedFile.index`; rows: int64 [N]; hashes: uint64 [N, 2] of the id or the text;
+    texts: uint64 [N], the head of the text's sha256.
+    """
+
+    file: int
+    rows: Int64Array
+    hashes: UInt64Array
+    texts: UInt64Array
+
+
+@dataclass(frozen=True, slots=True)
+class ReuseRefs:
+    """Rows of a chunk whose text an earlier output has.
+
+    rows: int32 [N] within the chunk; files: int32 [N]; old_rows: int64 [N] within the file.
+    """
+
+    key: ChunkKey
+    rows: Int32Array
+    files: Int32Array
+    old_rows: Int64Array
+
+
+@dataclass(frozen=True, slots=True)
+class ReuseCounts:
+    """Ids against the earlier output: same text, other text, only here, only there."""
+
+    unchanged: int = 0
+    changed: int = 0
+    new: int = 0
+    deleted: int = 0
+
+    def __add__(self, other: ReuseCounts) -> ReuseCounts:
+        return ReuseCounts(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,11 +386,15 @@ class Duplicates:
 
 @dataclass(frozen=True, slots=True)
 class ChunkWork:
-    """A chunk and what the index pass decided about it: `dropped`, int32 row numbers."""
+    """A chunk and what the index pass decided about it.
+
+    dropped: int32 row numbers of duplicate ids; reuse: rows whose vectors an earlier output has.
+    """
 
     chunk: Chunk
     dropped: Int32Array
     rejects: StagedRejects | None = None
+    reuse: tuple[ReuseRefs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,12 +413,15 @@ class ChunkTexts:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A file of vectors of some rows of a chunk, under the work folder."""
+    """A file of vectors of some rows of a chunk, under the work folder.
+
+    source: encoded (by this run), resumed (by an earlier try of it) or reused (from an output).
+    """
 
     key: ChunkKey
     path: str
     rows: Int32Array
-    resumed: bool = False
+    source: str = "encoded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +432,7 @@ class FinishedChunk:
     parts: tuple[str, ...]
     kept: Int32Array
     resumed_rows: int
+    reused_rows: int
     files: tuple[FileCount, ...]
     rejects: tuple[StagedRejects, ...]
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transforms.commit import RunCounts
-    from transforms.records import CorpusTotals, EncodeStats, InputFile, OutputFile
+    from transforms.records import (
+        CorpusTotals,
+        EncodeStats,
+        InputFile,
+        OutputFile,
+        ReuseCounts,
+    )
 
 SCHEMA_VERSION = 1
 _INPUTS_LISTED = 1000
@@ -21,12 +28,13 @@ def make_report(
     stats: EncodeStats,
     inputs: list[InputFile],
     about: Mapping[str, Any],
+    reuse: ReuseCounts | None = None,
 ) -> dict[str, Any]:
     """What happened, in numbers.
 
-    `counts` add up: rows_read = vectors + all rejects. Rows encoded count every encoding, also of
-    a bundle that was retried, so they may be more than vectors - rows_resumed. `*_seconds` are
-    sums over workers.
+    `counts` add up: rows_read = vectors + all rejects. Rows encoded count every encoding, also
+    of a bundle that was retried, so they may be more than vectors - rows_resumed - rows_reused.
+    `*_seconds` are sums over workers.
     """
     vectors = [file for file in files if file.kind == "vectors"]
     return {
@@ -36,6 +44,7 @@ def make_report(
             "vectors": counts.vectors,
             "rejects": dict(counts.rejects),
             "rows_resumed": counts.resumed,
+            "rows_reused": counts.reused,
             "rows_encoded": stats.rows,
             "truncated": sum(file.truncated for file in vectors),
             "files_faulty": totals.fault_count,
@@ -67,6 +76,7 @@ def make_report(
         "inputs_not_listed": max(0, len(counts.files) - _INPUTS_LISTED),
         "text_bytes": totals.text_bytes,
         "output_bytes": sum(file.size_bytes for file in vectors),
+        "ids_against_reused": None if reuse is None else asdict(reuse),
         **about,
     }
 

@@ -27,6 +27,7 @@ from transforms.records import (
     Int32Array,
     KeyBatch,
     Reject,
+    ReuseRefs,
     RowFailure,
     RowFields,
     StagedRejects,
@@ -130,14 +131,16 @@ def drop_duplicates(
     chunk: Chunk,
     duplicates: Iterable[Duplicates],
     *,
+    reuse: Iterable[ReuseRefs] = (),
     output: str,
     fields: RowFields,
     paths: list[str],
 ) -> ChunkWork:
     """Make rejects of a chunk's duplicate ids; the chunk's other rows go on."""
     found = list(duplicates)
+    refs = tuple(reuse)
     if not found:
-        return ChunkWork(chunk, np.zeros(0, np.int32))
+        return ChunkWork(chunk, np.zeros(0, np.int32), reuse=refs)
     rows = np.concatenate([part.rows for part in found])
     order = np.argsort(rows)
     files = np.concatenate([part.first_files for part in found])[order]
@@ -150,7 +153,7 @@ def drop_duplicates(
     ]
     rejects = reject_rows(chunk, rows[order], causes=causes, fields=fields, paths=paths)
     staged = spool.stage_rejects(output, f"{chunk_name(chunk.key)}-1select", rejects)
-    return ChunkWork(chunk, rows[order].astype(np.int32), staged)
+    return ChunkWork(chunk, rows[order].astype(np.int32), staged, refs)
 
 
 def chunk_name(key: ChunkKey) -> str:
@@ -322,6 +325,7 @@ class _DropDuplicatesDoFn(beam.DoFn):
             yield drop_duplicates(
                 chunk,
                 grouped["duplicates"],
+                reuse=grouped.get("reuse", ()),
                 output=self._output,
                 fields=self._fields,
                 paths=self._paths,
@@ -366,7 +370,10 @@ def stage_fault(fault: FileFault, *, output: str) -> StagedRejects:
 
 
 class SelectRows(beam.PTransform[Any, Any]):
-    """Find duplicate ids: PCollections `chunks` and `ids` in, `ChunkWork` out."""
+    """Find duplicate ids: PCollections `chunks`, `ids` and `reuse` in, `ChunkWork` out.
+
+    `reuse` has ((task, number), ReuseRefs) pairs, or is left out.
+    """
 
     def __init__(self, output: str, *, fields: RowFields, paths: list[str]) -> None:
         super().__init__()
@@ -379,8 +386,11 @@ class SelectRows(beam.PTransform[Any, Any]):
             | "FindDuplicates" >> beam.FlatMap(find_keyed_duplicates)
         )
         chunks = inputs["chunks"] | "KeyChunks" >> beam.Map(key_by_chunk)
+        joined = {"chunk": chunks, "duplicates": duplicates}
+        if "reuse" in inputs:
+            joined["reuse"] = inputs["reuse"]
         return (
-            {"chunk": chunks, "duplicates": duplicates}
+            joined
             | "JoinChunks" >> beam.CoGroupByKey()
             | "DropDuplicates" >> beam.ParDo(self._dofn)
         )

@@ -16,12 +16,16 @@ import pyarrow as pa
 from transforms import storage
 from transforms.records import (
     Chunk,
+    ChunkKey,
     FileCount,
     Int32Array,
+    Int64Array,
     KeyBatch,
     Reject,
     StagedRejects,
     TextBatch,
+    TextKeys,
+    UInt64Array,
 )
 
 SPOOL_FOLDER = "_work/spool"
@@ -46,7 +50,7 @@ def hash_texts(texts: pa.StringArray, pairs: pa.StringArray | None) -> list[byte
     return rows
 
 
-def hash_ids(ids: pa.StringArray) -> np.ndarray:
+def hash_ids(ids: pa.StringArray) -> UInt64Array:
     """BLAKE2b-128 of each id: uint64 [N, 2]. Equal hashes are taken for equal ids.
 
     At 10^9 rows the chance that any two different ids collide is about 10^-21.
@@ -141,16 +145,17 @@ def count_files(
     )
 
 
-def spool_chunk(batch: TextBatch, *, output: str, paths: dict[str, int]) -> Chunk:
+def spool_chunk(
+    batch: TextBatch, hashes: list[bytes], *, output: str, paths: dict[str, int]
+) -> Chunk:
     """Write a chunk's rows and rejects to the work folder.
 
     Args:
-      batch: the parsed rows.
+      batch: the parsed rows; hashes: their `hash_texts`.
       output: the output directory.
       paths: path → index of every input file.
     Returns: the chunk's record; the file's name carries the sha256 of its bytes.
     """
-    hashes = hash_texts(batch.texts, batch.pairs)
     data = write_table(spool_table(batch, hashes))
     name = hashlib.sha256(data).hexdigest()
     path = storage.join(output, SPOOL_FOLDER, f"{name}.arrow")
@@ -171,52 +176,84 @@ def spool_chunk(batch: TextBatch, *, output: str, paths: dict[str, int]) -> Chun
     )
 
 
-def bucket_ids(batch: TextBatch, *, buckets: int) -> Iterator[tuple[int, KeyBatch]]:
-    """Hash a chunk's ids and part them by bucket, one batch a bucket."""
-    hashes = hash_ids(batch.ids)
+def hash_heads(hashes: list[bytes]) -> UInt64Array:
+    """The first 16 bytes of each sha256: uint64 [N, 2]."""
+    heads = b"".join(digest[:16] for digest in hashes)
+    return np.frombuffer(heads, dtype="<u8").reshape(-1, 2)
+
+
+def group_by_bucket(hashes: UInt64Array, *, buckets: int) -> Iterator[tuple[int, Int64Array]]:
+    """Part N hashes by bucket: yields (bucket, places int64), places ascending."""
     if not len(hashes):
         return
     bucket_of = (hashes[:, 0] % np.uint64(buckets)).astype(np.int64)
     order = np.argsort(bucket_of, kind="stable")
     starts = np.flatnonzero(np.diff(bucket_of[order], prepend=-1))
-    for rows in np.split(order, starts[1:]):
+    for places in np.split(order, starts[1:]):
+        yield int(bucket_of[places[0]]), places
+
+
+def bucket_ids(
+    batch: TextBatch, hashes: list[bytes], *, buckets: int
+) -> Iterator[tuple[int, KeyBatch]]:
+    """Hash a chunk's ids and part them by bucket, one batch a bucket."""
+    ids, texts = hash_ids(batch.ids), hash_heads(hashes)
+    for bucket, places in group_by_bucket(ids, buckets=buckets):
         yield (
-            int(bucket_of[rows[0]]),
+            bucket,
             KeyBatch(
                 batch.key,
-                rows.astype(np.int32),
-                hashes[rows],
-                batch.files[rows],
-                batch.positions[rows],
+                places.astype(np.int32),
+                ids[places],
+                batch.files[places],
+                batch.positions[places],
+                texts[places, 0],
             ),
         )
 
 
+def bucket_texts(
+    key: ChunkKey, hashes: list[bytes], *, buckets: int
+) -> Iterator[tuple[int, TextKeys]]:
+    """Part a chunk's text hashes by bucket, one batch a bucket."""
+    texts = hash_heads(hashes)
+    for bucket, places in group_by_bucket(texts, buckets=buckets):
+        yield bucket, TextKeys(key, places.astype(np.int32), texts[places])
+
+
 class _SpoolDoFn(beam.DoFn):
-    def __init__(self, *, output: str, paths: dict[str, int], buckets: int) -> None:
+    def __init__(
+        self, *, output: str, paths: dict[str, int], buckets: int, with_texts: bool
+    ) -> None:
         self._output = output
         self._paths = paths
         self._buckets = buckets
-        self._rows_read = beam.metrics.Metrics.counter("embed", "rows_read")
+        self._with_texts = with_texts
 
     def process(self, batch: TextBatch) -> Iterator[Chunk | beam.pvalue.TaggedOutput[Any, Any]]:
-        self._rows_read.inc(batch.rows_read)
-        yield spool_chunk(batch, output=self._output, paths=self._paths)
-        for keyed in bucket_ids(batch, buckets=self._buckets):
-            yield beam.pvalue.TaggedOutput("ids", keyed)
+        hashes = hash_texts(batch.texts, batch.pairs)
+        yield spool_chunk(batch, hashes, output=self._output, paths=self._paths)
+        for keyed_ids in bucket_ids(batch, hashes, buckets=self._buckets):
+            yield beam.pvalue.TaggedOutput("ids", keyed_ids)
+        if self._with_texts:
+            for keyed_texts in bucket_texts(batch.key, hashes, buckets=self._buckets):
+                yield beam.pvalue.TaggedOutput("texts", keyed_texts)
 
 
 class SpoolChunks(beam.PTransform[Any, Any]):
-    """Write each `TextBatch` to the work folder; outputs `chunks` and `ids`.
+    """Write each `TextBatch` to the work folder; outputs `chunks`, `ids` and `texts`.
 
-    `chunks` are `Chunk` records, `ids` are `(bucket, KeyBatch)` pairs.
+    `chunks` are `Chunk` records, `ids` are `(bucket, KeyBatch)` pairs, and `texts`, only with
+    `with_texts`, `(bucket, TextKeys)` pairs.
     """
 
-    def __init__(self, output: str, *, paths: dict[str, int], buckets: int) -> None:
+    def __init__(
+        self, output: str, *, paths: dict[str, int], buckets: int, with_texts: bool = False
+    ) -> None:
         super().__init__()
         if buckets < 1:
             raise ValueError(f"buckets={buckets}; wanted at least 1")
-        self._dofn = _SpoolDoFn(output=output, paths=paths, buckets=buckets)
+        self._dofn = _SpoolDoFn(output=output, paths=paths, buckets=buckets, with_texts=with_texts)
 
     def expand(self, batches: beam.PCollection[Any]) -> Any:
-        return batches | beam.ParDo(self._dofn).with_outputs("ids", main="chunks")
+        return batches | beam.ParDo(self._dofn).with_outputs("ids", "texts", main="chunks")

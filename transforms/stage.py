@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,12 +18,15 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from transforms import spool, storage
+from transforms import failure, spool, storage
+from transforms.committed import CommittedFile, VectorReader
 from transforms.errors import ConservationError
 from transforms.records import (
     Chunk,
+    ChunkKey,
     ChunkTexts,
     ChunkWork,
+    CorpusTotals,
     FileCount,
     FinishedChunk,
     Int32Array,
@@ -33,9 +36,11 @@ from transforms.records import (
     StagedRejects,
     VectorBatch,
 )
-from transforms.select import chunk_name, key_by_chunk, reject_rows
+from transforms.reuse import take_over
+from transforms.select import check_reject_rate, chunk_name, key_by_chunk, reject_rows
 
 PARTS_FOLDER = "_work/parts"
+REUSED_PREFIX = "reused-"
 
 
 def parts_folder(output: str, fingerprint: str, text_digest: str) -> str:
@@ -43,7 +48,7 @@ def parts_folder(output: str, fingerprint: str, text_digest: str) -> str:
     return storage.join(output, PARTS_FOLDER, fingerprint[:16], text_digest[:32])
 
 
-def write_part(piece: VectorBatch, *, folder: str) -> str:
+def write_part(piece: VectorBatch, *, folder: str, prefix: str = "") -> str:
     """Write vectors of some rows; returns the path. Writing the same again changes nothing."""
     width = piece.vectors.shape[1]
     flat = pa.array(np.ascontiguousarray(piece.vectors, np.float32).reshape(-1))
@@ -59,7 +64,7 @@ def write_part(piece: VectorBatch, *, folder: str) -> str:
     with pa.ipc.new_file(sink, table.schema) as writer:  # floats do not compress
         writer.write_table(table)
     data = sink.getbuffer()
-    path = storage.join(folder, f"{hashlib.sha256(data).hexdigest()}.arrow")
+    path = storage.join(folder, f"{prefix}{hashlib.sha256(data).hexdigest()}.arrow")
     storage.put_bytes(path, data)
     return path
 
@@ -76,18 +81,21 @@ def read_part(path: str) -> VectorBatch:
     )
 
 
-def find_parts(folder: str) -> list[tuple[str, Int32Array]]:
-    """The sound parts in a folder, with their rows; damaged ones are deleted.
+def find_parts(folder: str, *, key: ChunkKey) -> list[Part]:
+    """The sound parts in a chunk's folder; damaged ones are deleted.
 
     A part is sound if its bytes have the sha256 that its name says.
     """
-    sound: list[tuple[str, Int32Array]] = []
+    sound: list[Part] = []
     for name in sorted(storage.list_files(folder)):
         path = storage.join(folder, name)
-        if storage.digest_file(path).sha256 != name.removesuffix(".arrow"):
+        digest = name.removesuffix(".arrow").removeprefix(REUSED_PREFIX)
+        if storage.digest_file(path).sha256 != digest:
             storage.delete_files([path])
             continue
-        sound.append((path, spool.read_table(path, ["row"])["row"].to_numpy()))
+        rows = spool.read_table(path, ["row"])["row"].to_numpy()
+        source = "reused" if name.startswith(REUSED_PREFIX) else "resumed"
+        sound.append(Part(key, path, rows, source))
     return sound
 
 
@@ -110,13 +118,12 @@ def finish_chunk(
     chunk = work.chunk
     have = np.zeros(chunk.rows, bool)
     ordered = sorted(parts, key=lambda part: part.path)
-    resumed = np.zeros(chunk.rows, bool)
+    sources = {source: np.zeros(chunk.rows, bool) for source in ("resumed", "reused")}
     for part in ordered:
+        if part.source in sources:
+            sources[part.source][part.rows[~have[part.rows]]] = True
         have[part.rows] = True
-        if part.resumed:
-            resumed[part.rows] = True
     have[work.dropped] = False
-    resumed[work.dropped] = False
     failed = list(rejects)
     failures = sum(staged.rows for staged in failed)
     kept = np.flatnonzero(have).astype(np.int32)
@@ -132,7 +139,8 @@ def finish_chunk(
         chunk=chunk,
         parts=tuple(part.path for part in ordered),
         kept=kept,
-        resumed_rows=int(resumed.sum()),
+        resumed_rows=int((sources["resumed"] & have).sum()),
+        reused_rows=int((sources["reused"] & have).sum()),
         files=files,
         rejects=(*before, *failed),
     )
@@ -154,24 +162,46 @@ def count_vectors(chunk: Chunk, kept: Int32Array) -> tuple[FileCount, ...]:
 
 
 class _LoadDoFn(beam.DoFn):
-    """Reads a chunk's texts back, less the rows that are dropped or staged already."""
+    """Reads a chunk's texts back, less the rows that are dropped, staged or reused."""
 
-    def __init__(self, *, output: str, fingerprint: str) -> None:
+    def __init__(
+        self,
+        *,
+        output: str,
+        fingerprint: str,
+        earlier: Sequence[CommittedFile],
+        keep_truncated: bool,
+    ) -> None:
         self._output = output
         self._fingerprint = fingerprint
-        self._resumed = beam.metrics.Metrics.counter("embed", "rows_resumed")
+        self._earlier = list(earlier)
+        self._keep_truncated = keep_truncated
+        self._reader = VectorReader(embedding="embedding")
+        self._resumed = beam.metrics.Metrics.counter("stage", "rows_resumed")
+        self._reused = beam.metrics.Metrics.counter("stage", "rows_reused")
 
     def process(
-        self, work: ChunkWork, totals: Any
+        self, work: ChunkWork, totals: CorpusTotals
     ) -> Iterator[ChunkTexts | beam.pvalue.TaggedOutput[Any, Any]]:
         chunk = work.chunk
         folder = parts_folder(self._output, self._fingerprint, chunk.text_digest)
-        staged = find_parts(folder)
-        for path, rows in staged:
-            part = Part(chunk.key, path, rows, resumed=True)
-            yield beam.pvalue.TaggedOutput("parts", key_by_chunk(part))
-        rows = remaining_rows(work, (rows for _, rows in staged))
+        parts = find_parts(folder, key=chunk.key)
+        rows = remaining_rows(work, (part.rows for part in parts))
         self._resumed.inc(chunk.rows - len(work.dropped) - len(rows))
+        for batch in take_over(
+            chunk,
+            work.reuse,
+            rows=rows,
+            files=self._earlier,
+            reader=self._reader,
+            keep_truncated=self._keep_truncated,
+        ):
+            path = write_part(batch, folder=folder, prefix=REUSED_PREFIX)
+            parts.append(Part(chunk.key, path, batch.rows, "reused"))
+            self._reused.inc(len(batch))
+        for part in parts:
+            yield beam.pvalue.TaggedOutput("parts", key_by_chunk(part))
+        rows = remaining_rows(work, (part.rows for part in parts))
         if not len(rows):
             return
         has_pair = "pair" in _columns(chunk)
@@ -192,17 +222,71 @@ def _columns(chunk: Chunk) -> list[str]:
 
 
 class LoadChunks(beam.PTransform[Any, Any]):
-    """`ChunkWork` in; outputs `texts` (`ChunkTexts`) and `parts` that an earlier run left."""
+    """`ChunkWork` in; outputs `texts` (`ChunkTexts`) and `parts` that are there already.
 
-    def __init__(self, output: str, *, fingerprint: str, after: beam.PCollection[Any]) -> None:
+    Args:
+      after: one `CorpusTotals`; nothing is loaded before it is there.
+      earlier: the files of the output that vectors are taken over from.
+      keep_truncated: False where long texts are rejects.
+    """
+
+    def __init__(
+        self,
+        output: str,
+        *,
+        fingerprint: str,
+        after: beam.PCollection[Any],
+        earlier: Sequence[CommittedFile] = (),
+        keep_truncated: bool = True,
+    ) -> None:
         super().__init__()
-        self._dofn = _LoadDoFn(output=output, fingerprint=fingerprint)
+        self._dofn = _LoadDoFn(
+            output=output,
+            fingerprint=fingerprint,
+            earlier=earlier,
+            keep_truncated=keep_truncated,
+        )
         self._after = after
 
     def expand(self, work: beam.PCollection[Any]) -> Any:
         return work | beam.ParDo(
             self._dofn, totals=beam.pvalue.AsSingleton(self._after)
         ).with_outputs("parts", main="texts")
+
+
+class _LimitFailuresDoFn(beam.DoFn):
+    """Ends the run as soon as this worker alone has seen more rejects than may be."""
+
+    def __init__(self, *, output: str, max_reject_rate: float) -> None:
+        self._output = output
+        self._max_reject_rate = max_reject_rate
+        self._seen: Counter[str] = Counter()
+
+    def process(
+        self, element: tuple[ChunkTexts, tuple[RowFailure, ...]], totals: CorpusTotals
+    ) -> Iterator[tuple[ChunkTexts, tuple[RowFailure, ...]]]:
+        self._seen.update(one.reason for one in element[1])
+        with failure.recorded(self._output):
+            check_reject_rate(
+                dict(self._seen + Counter(dict(totals.rejects))),
+                totals.rows_read,
+                max_reject_rate=self._max_reject_rate,
+            )
+        yield element
+
+
+class LimitFailures(beam.PTransform[Any, Any]):
+    """Pass failures on while they are few enough; a run with too many ends at once."""
+
+    def __init__(
+        self, output: str, *, max_reject_rate: float, totals: beam.PCollection[Any]
+    ) -> None:
+        super().__init__()
+        self._dofn = _LimitFailuresDoFn(output=output, max_reject_rate=max_reject_rate)
+        self._totals = totals
+
+    def expand(self, failures: beam.PCollection[Any]) -> Any:
+        return failures | beam.ParDo(self._dofn, totals=beam.pvalue.AsSingleton(self._totals))
 
 
 class _StagePartDoFn(beam.DoFn):
@@ -241,7 +325,7 @@ def key_failures(
 ) -> tuple[tuple[int, int], tuple[RowFailure, ...]]:
     """Failures keyed by chunk, their rows numbered within the chunk."""
     texts, failures = element
-    moved = tuple(replace(failure, row=int(texts.rows[failure.row])) for failure in failures)
+    moved = tuple(replace(one, row=int(texts.rows[one.row])) for one in failures)
     return (texts.key.task, texts.key.number), moved
 
 
@@ -258,7 +342,7 @@ class _FinishDoFn(beam.DoFn):
         for work in grouped["work"]:
             failures: dict[int, RowFailure] = {}
             for found in grouped["failures"]:
-                failures.update((failure.row, failure) for failure in found)
+                failures.update((one.row, one) for one in found)
             # A row may both fail in one attempt and be staged by another: the vector counts.
             parts = list(grouped["parts"])
             for part in parts:

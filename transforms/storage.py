@@ -7,6 +7,7 @@ make an object visible only when its upload is complete, which is the same promi
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import io
 import os
@@ -145,6 +146,31 @@ def open_arrow(path: str) -> pa.NativeFile:
     if is_local(path):
         return pa.memory_map(path, "r")
     return pa.BufferReader(get_bytes(path))
+
+
+@contextlib.contextmanager
+def open_seekable(path: str) -> Iterator[pa.NativeFile]:
+    """Open a file for reading here and there; only what is read is fetched."""
+    if is_local(path):
+        with pa.OSFile(path, "rb") as local:
+            yield local
+        return
+    with open_read(path) as remote, pa.PythonFile(remote, "r") as wrapped:
+        yield wrapped
+
+
+def match(pattern: str) -> list[str]:
+    """The files that match a glob, sorted; none is no error."""
+    if is_local(pattern):
+        return sorted(glob.glob(pattern))
+    return sorted(found.path for found in _filesystems().match([pattern])[0].metadata_list)
+
+
+def same_path(one: str, other: str) -> bool:
+    """Whether two names stand for one place."""
+    if is_local(one) and is_local(other):
+        return os.path.realpath(one) == os.path.realpath(other)
+    return one.rstrip("/") == other.rstrip("/")
 
 
 def digest_file(path: str) -> FileDigest:

@@ -159,6 +159,17 @@ def _read_records(
         number += 1
 
 
+def read_examples(path: str) -> Iterator[Any]:
+    """Yield the features of each record of an uncompressed file of `tf.train.Example`.
+
+    Raises: FileBrokenError where a record is damaged.
+    """
+    with open_stream(path, compression="none") as stream:
+        source = _Buffered(stream, block_bytes=1 << 20)
+        for _, data in _read_records(source, path=path, limits=RowLimits()):
+            yield example_class().FromString(data).features.feature
+
+
 class TfRecordReader:
     """TFRecord files whose records are `tf.train.Example`.
 
