@@ -62,9 +62,10 @@ class RunSettings:
     )
     input_format: str = _flag(
         "input",
-        "how the input files are read; auto goes by name and content",
+        "how the input files are read; auto goes by name and content; rejects runs the rejects of "
+        "an earlier run again",
         default="auto",
-        choices=("auto", "text", "jsonl", "csv", "parquet", "tfrecord"),
+        choices=("auto", "text", "jsonl", "csv", "parquet", "tfrecord", "rejects"),
     )
     text_field: str = _flag("input", "the field that holds the text", default="text")
     pair_field: str = _flag(

@@ -7,6 +7,7 @@ are up to date.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,15 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 # Reasons of a file and not of a row; with --on_bad_file=reject they are rejects of stage "read".
 FILE_REASONS = ("truncated_file", "corrupt_file", "unreadable_file", "schema_mismatch")
 
-# What a row can fail of after it was parsed; parse.REASONS has the others.
+# What a row can fail of after it was parsed, and what that means; parse.REASONS has the others.
 LATER_REASONS = {
-    "duplicate_id": "An earlier row has the same id. Make ids unique.",
-    "no_tokens": "The text is control characters or combining marks only, so no token is left.",
-    "unknown_tokens_only": "The vocabulary has no piece of the text (emoji, a word over 100 bytes), "
-    "so its vector would say nothing about it.",
-    "text_too_long": "With `--long_text=reject`: the text has more than `--max_tokens` tokens.",
-    "encoder_failed": "The expert fails on this row, and on no other of its batch.",
-    "not_finite": "The vector has NaN or infinite numbers.",
-    "zero_vector": "With `--normalize`: the vector is zero, so it has no direction.",
+    "duplicate_id": "an earlier row has the id",
+    "no_tokens": "only control characters or combining marks",
+    "unknown_tokens_only": "no part of the text is in the vocabulary, as with emoji",
+    "text_too_long": "with `--long_text=reject`",
+    "encoder_failed": "the expert fails on this row, but not on others",
+    "not_finite": "NaN or infinity in the vector",
+    "zero_vector": "with `--normalize`",
 }
 
 
@@ -53,15 +53,14 @@ def make_experts_table() -> str:
 
 
 def make_reasons_table() -> str:
-    """The reason codes of rejects, in the order of the stages."""
-    rows = [
-        (f"`{reason}`", "read" if reason in FILE_REASONS else "parse", quote_flags(meaning))
-        for reason, meaning in REASONS.items()
-    ]
-    rows += [
-        (f"`{reason}`", stage_of(reason), meaning) for reason, meaning in LATER_REASONS.items()
-    ]
-    return format_table(("reason", "stage", "what it means, and what to do"), rows)
+    """The reason codes of rejects by stage, in the order of the stages."""
+    codes: dict[str, list[str]] = {"read": [], "parse": []}
+    for reason in REASONS:
+        codes["read" if reason in FILE_REASONS else "parse"].append(f"`{reason}`")
+    for reason, meaning in LATER_REASONS.items():
+        codes.setdefault(stage_of(reason), []).append(f"`{reason}` ({meaning})")
+    rows = [(f"`{stage}`", ", ".join(reasons)) for stage, reasons in codes.items()]
+    return format_table(("stage", "reason codes"), rows)
 
 
 def make_flags_table() -> str:
@@ -81,16 +80,11 @@ def make_flags_table() -> str:
     return format_table(("flag", "what it does", "default"), rows)
 
 
-def quote_flags(text: str) -> str:
-    """Text with its flags as code."""
-    return re.sub(r"--[a-z_]+(=\w+(:\w+)?)?", r"`\g<0>`", text)
-
-
 def describe_flag(one: Field[Any]) -> str:
     """A flag's help, and its choices."""
     choices = one.metadata["choices"]
     listed = ", ".join(f"`{choice}`" for choice in choices or ())
-    return one.metadata["help"] + (f": {listed}" if choices else "")
+    return f"{one.metadata['help']}{': ' if choices else ''}{listed}"
 
 
 def format_default(one: Field[Any]) -> str:
@@ -101,18 +95,20 @@ def format_default(one: Field[Any]) -> str:
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
-def format_table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A table in Markdown."""
-    lines = [headings, tuple("---" for _ in headings), *rows]
-    # A bar would end a cell, and a bare <…> or address would become a tag or a link.
-    cells = [[cell.replace("|", "\\|").replace(HUB_ADDRESS, f"`{HUB_ADDRESS}`") for cell in line]
-             for line in lines]  # fmt: skip
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, without a line feed at its end."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(map(quote_cell, line))} |" for line in lines)
+
+
+def quote_cell(text: str) -> str:
+    """Text for a cell: a bar would end it, and a bare address would become a link."""
+    return text.replace("|", "\\|").replace(HUB_ADDRESS, f"`{HUB_ADDRESS}`")
 
 
 def find_table(text: str, name: str) -> re.Match[str]:
-    """The table between its markers; group 2 is the table."""
-    found = re.search(rf"(<!-- {name}: [^>]*-->\n\n)(.*?)(\n\n<!-- /{name} -->)", text, re.DOTALL)
+    """What stands between a table's markers, as group 2."""
+    found = re.search(rf"(<!-- {name}: [^>]*-->\n)(.*?)<!-- /{name} -->", text, re.DOTALL)
     assert found is not None, f"README.md has no markers of the table {name!r}"
     return found
 
@@ -122,7 +118,7 @@ def main() -> None:
     text = README.read_text(encoding="utf-8")
     for name, table in make_tables().items():
         found = find_table(text, name)
-        text = text[: found.start(2)] + table + text[found.end(2) :]
+        text = f"{text[: found.start(2)]}\n{table}\n\n{text[found.end(2) :]}"
     README.write_text(text, encoding="utf-8")
 
 

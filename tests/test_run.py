@@ -388,3 +388,22 @@ def test_run_long_text_is_cut_and_marked_or_rejected(tmp_path, tiny_expert):
     over = commands.run([*flags, "--output=over", "--max_tokens=513"], folder=tmp_path)
     assert over.code == 2
     assert "limit of 512" in over.err
+
+
+def test_run_rejects_of_an_earlier_run_are_run_again_under_their_ids(tmp_path, tiny_expert):
+    (tmp_path / "rows.txt").write_text("short\n" + "word " * 30 + "\n\n" + "more " * 30 + "\n")
+    flags = ["--max_reject_rate=0.9", *expert_flags(tiny_expert)]
+    strict = ["--input=rows.txt", "--output=strict", "--max_tokens=16", "--long_text=reject"]
+    assert commands.run([*flags, *strict], folder=tmp_path).code == 0
+    rejects = {one["id"]: one["reason"] for one in commands.read_rejects(tmp_path / "strict")}
+    assert sorted(rejects.values()) == ["blank_text", "text_too_long", "text_too_long"]
+    again = ["--input=strict/rejects/*.jsonl", "--input_format=rejects", "--output=again"]
+    result = commands.run([*flags, *again], folder=tmp_path)
+    assert result.code == 0, result.err
+    found = commands.read_rows(tmp_path / "again")
+    long_ids = {key for key, reason in rejects.items() if reason == "text_too_long"}
+    assert set(found) == long_ids
+    assert commands.run([*flags, "--input=rows.txt", "--output=all"], folder=tmp_path).code == 0
+    whole = vectors_by_id(tmp_path / "all")
+    assert_same_vectors(vectors_by_id(tmp_path / "again"), {key: whole[key] for key in long_ids})
+    assert [one["reason"] for one in commands.read_rejects(tmp_path / "again")] == ["blank_text"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 
@@ -59,3 +60,75 @@ def test_join_uses_slashes_everywhere():
     assert storage.join("/", "a") == "/a"
     assert storage.is_local("/a/b")
     assert not storage.is_local("s3://bucket/a")
+
+
+class HttpError(Exception):
+    """As an object store's client raises it."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"HTTP {status}")
+        self.status_code = status
+
+
+class WrappedError(OSError):
+    """As Beam's BeamIOError wraps errors by path."""
+
+    def __init__(self, inner: Exception) -> None:
+        super().__init__("wrapped")
+        self.exception_details = {"gs://bucket/a": inner}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ETIMEDOUT, "timed out"),
+        OSError(errno.ESTALE, "stale handle"),
+        ConnectionResetError(),
+        HttpError(503),
+        HttpError(429),
+        WrappedError(HttpError(500)),
+    ],
+    ids=repr,
+)
+def test_retry_error_that_may_pass_is_tried_again(error):
+    failures, waits = [error, error], []
+
+    def call() -> str:
+        if failures:
+            raise failures.pop()
+        return "done"
+
+    assert storage.retry(call, sleep=waits.append) == "done"
+    assert waits == list(storage.RETRY_SECONDS[:2])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "no space"),
+        OSError(errno.EIO, "bad block"),
+        FileNotFoundError(),
+        PermissionError(),
+        HttpError(403),
+        WrappedError(HttpError(404)),
+        ValueError("a bug"),
+    ],
+    ids=repr,
+)
+def test_retry_error_that_stays_is_raised_at_once(error):
+    def call() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        storage.retry(call, sleep=lambda _: pytest.fail("waited"))
+
+
+def test_retry_error_that_does_not_pass_is_raised_in_the_end():
+    waits: list[float] = []
+
+    def call() -> None:
+        raise TimeoutError("slow")
+
+    with pytest.raises(TimeoutError):
+        storage.retry(call, sleep=waits.append)
+    assert waits == list(storage.RETRY_SECONDS)

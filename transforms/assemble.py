@@ -132,7 +132,7 @@ class _AssembleDoFn(beam.DoFn):
 
     def process(self, plan: FilePlan) -> Iterator[OutputFile]:
         with failure.recorded(self._output):
-            yield self._assemble(plan)
+            yield storage.retry(lambda: self._assemble(plan))
 
     def _assemble(self, plan: FilePlan) -> OutputFile:
         writer = find_writer(self._layout.output_format)

@@ -179,7 +179,8 @@ def roll_forward(output: str) -> None:
 
 
 def clean_up(output: str) -> None:
-    """Remove the work folder of a committed output; the journal goes last."""
+    """Remove what the work left behind in a committed output; the journal goes last."""
+    storage.delete_temporaries(output)
     work = storage.join(output, WORK_FOLDER)
     storage.delete_files(
         [

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from transforms.errors import ConfigError, InputError
 from transforms.readers.base import BadRow, SourceRow, TableBlock
+from transforms.readers.lines import KEPT_ID
 from transforms.readers.parquet import is_text
 from transforms.records import (
     ChunkKey,
@@ -57,6 +58,8 @@ REASONS: dict[str, str] = {
     "never closed or out of place. Quote fields by RFC 4180, or check the delimiter.",
     "malformed_example": "The record is not a tf.train.Example.",
     "row_too_long": "The row is longer than is read (16 MiB). Split it.",
+    "raw_row_missing": "The reject of an earlier run holds no raw row, or only its head. Give the "
+    "source itself to --input.",
     "metadata_type": "A metadata value does not fit the type of its field. Mend it, or give the "
     "type: --metadata_fields=name:string.",
     # files
@@ -206,6 +209,9 @@ class RowChunk:
         if problem is not None:
             self._reject(ordinal, file, row, problem, row_id=row_id)
             return
+        kept_id = record.get(KEPT_ID)
+        if row_id is None and isinstance(kept_id, str):
+            row_id = kept_id
         if row_id is None:
             row_id = derive_id(file.name, position=row.position, text=text, pair=pair)  # type: ignore[arg-type]
         self._ids.append(row_id)

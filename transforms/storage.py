@@ -1,25 +1,54 @@
 """Files where the work is: local disk, gs://, s3:// or any other Beam file system.
 
 Local files are made durable (fsync of file and folder) and appear whole, by rename. Object stores
-make an object visible only when its upload is complete, which is the same promise.
+make an object visible only when its upload is complete, which is the same promise. A call that
+fails for a reason that may pass (the network, a throttled store) is made again, with growing waits.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import hashlib
 import io
+import logging
 import os
+import re
 import shutil
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import IO, Any, BinaryIO, cast
+from functools import partial
+from typing import IO, Any, BinaryIO, TypeVar, cast
 
 import pyarrow as pa
 
 _COPY_BYTES = 4 << 20
+# The name that `open_write` gives a file until it is whole.
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
+_LOG = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
+# Waits, in seconds, before a call is tried again that failed for a reason that may pass.
+RETRY_SECONDS = (0.5, 2.0, 8.0, 30.0)
+# What a network file system or a busy machine reports; a full disk or a bad block is not here.
+_PASSING = frozenset(
+    {
+        errno.EAGAIN,
+        errno.EINTR,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+        errno.ECONNRESET,
+        errno.ECONNABORTED,
+        errno.ECONNREFUSED,
+        errno.ENETUNREACH,
+        errno.EHOSTUNREACH,
+        errno.EPIPE,
+    }
+)
+_FINAL_STATUSES = frozenset({400, 401, 403, 404, 405, 410, 412})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +87,50 @@ class HashingSink(io.RawIOBase):
     def digest(self) -> FileDigest:
         """The digest of everything written so far."""
         return FileDigest(self._size_bytes, self._hash.hexdigest())
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether an error of a file system is one that a later try may not meet.
+
+    An HTTP status decides where the error, or one inside a BeamIOError, has one; else errno does.
+    """
+    inner = getattr(error, "exception_details", None)
+    if isinstance(inner, Mapping) and inner:
+        return all(isinstance(one, BaseException) and may_pass(one) for one in inner.values())
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+        return False
+    status = _http_status(error)
+    if status is not None:
+        return status not in _FINAL_STATUSES
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    return isinstance(error, OSError) and error.errno in _PASSING
+
+
+def _http_status(error: BaseException) -> int | None:
+    response = getattr(error, "response", None)
+    if isinstance(response, Mapping):  # botocore's ClientError
+        response = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    for found in (getattr(error, "status_code", None), getattr(error, "code", None), response):
+        if isinstance(found, int) and 100 <= found < 600:
+            return found
+    return None
+
+
+def retry(call: Callable[[], _Result], *, sleep: Callable[[float], None] = time.sleep) -> _Result:
+    """Call, and call again after a while if it fails for a reason that may pass.
+
+    `call` must be one that can be made twice.
+    """
+    for seconds in RETRY_SECONDS:
+        try:
+            return call()
+        except Exception as error:
+            if not may_pass(error):
+                raise
+            _LOG.warning("storage is tried again in %s s: %s", seconds, error)
+        sleep(seconds)
+    return call()
 
 
 def is_local(path: str) -> bool:
@@ -120,9 +193,13 @@ def open_write(path: str) -> Iterator[HashingSink]:
 
 def put_bytes(path: str, data: bytes | memoryview | pa.Buffer) -> FileDigest:
     """Write `data` under `path`, whole and durable; writing it again is harmless."""
-    with open_write(path) as sink:
-        sink.write(data)
-    return sink.digest()
+
+    def put() -> FileDigest:
+        with open_write(path) as sink:
+            sink.write(data)
+        return sink.digest()
+
+    return retry(put)
 
 
 def open_read(path: str) -> BinaryIO:
@@ -137,8 +214,12 @@ def open_read(path: str) -> BinaryIO:
 
 def get_bytes(path: str) -> bytes:
     """A file's bytes."""
-    with open_read(path) as file:
-        return file.read()
+
+    def get() -> bytes:
+        with open_read(path) as file:
+            return file.read()
+
+    return retry(get)
 
 
 def open_arrow(path: str) -> pa.NativeFile:
@@ -163,7 +244,8 @@ def match(pattern: str) -> list[str]:
     """The files that match a glob, sorted; none is no error."""
     if is_local(pattern):
         return sorted(glob.glob(pattern))
-    return sorted(found.path for found in _filesystems().match([pattern])[0].metadata_list)
+    matched = retry(lambda: _filesystems().match([pattern]))[0].metadata_list
+    return sorted(found.path for found in matched)
 
 
 def same_path(one: str, other: str) -> bool:
@@ -175,19 +257,23 @@ def same_path(one: str, other: str) -> bool:
 
 def digest_file(path: str) -> FileDigest:
     """Read a file once and return its size and sha256."""
-    digest, size_bytes = hashlib.sha256(), 0
-    with open_read(path) as file:
-        while block := file.read(_COPY_BYTES):
-            digest.update(block)
-            size_bytes += len(block)
-    return FileDigest(size_bytes, digest.hexdigest())
+
+    def read() -> FileDigest:
+        digest, size_bytes = hashlib.sha256(), 0
+        with open_read(path) as file:
+            while block := file.read(_COPY_BYTES):
+                digest.update(block)
+                size_bytes += len(block)
+        return FileDigest(size_bytes, digest.hexdigest())
+
+    return retry(read)
 
 
 def exists(path: str) -> bool:
     """Whether a file (or, locally, a folder) of that name is there."""
     if is_local(path):
         return os.path.exists(path)
-    return bool(_filesystems().exists(path))
+    return bool(retry(lambda: _filesystems().exists(path)))
 
 
 def list_files(folder: str) -> dict[str, int]:
@@ -208,7 +294,7 @@ def list_files(folder: str) -> dict[str, int]:
                     )
         return found
     prefix = folder.rstrip("/") + "/"
-    matched = _filesystems().match([prefix + "**"])[0].metadata_list
+    matched = retry(lambda: _filesystems().match([prefix + "**"]))[0].metadata_list
     return {file.path[len(prefix) :]: file.size_in_bytes for file in matched}
 
 
@@ -218,9 +304,8 @@ def rename(source: str, target: str) -> None:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         os.replace(source, target)
         return
-    filesystems = _filesystems()
-    filesystems.copy([source], [target])
-    filesystems.delete([source])
+    retry(lambda: _filesystems().copy([source], [target]))
+    delete_files([source])
 
 
 def delete_files(paths: list[str]) -> None:
@@ -230,7 +315,16 @@ def delete_files(paths: list[str]) -> None:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(path)
         elif exists(path):
-            _filesystems().delete([path])
+            retry(partial(_filesystems().delete, [path]))
+
+
+def delete_temporaries(folder: str) -> None:
+    """Delete what killed writers left directly in a local folder; other stores keep nothing."""
+    if not is_local(folder):
+        return
+    for name in os.listdir(folder):
+        if _TEMPORARY.fullmatch(name):
+            delete_files([join(folder, name)])
 
 
 def delete_folder(path: str) -> None:

@@ -13,7 +13,7 @@ import google_crc32c
 from transforms.readers import compression
 from transforms.readers.base import Reader
 from transforms.readers.csv_rows import CsvReader
-from transforms.readers.lines import BOM, JsonLinesReader, TextReader
+from transforms.readers.lines import BOM, JsonLinesReader, RejectsReader, TextReader
 from transforms.readers.parquet import ParquetReader
 from transforms.readers.tfrecord import TfRecordReader, mask_crc
 
@@ -23,6 +23,7 @@ READERS: dict[str, Reader] = {
     "csv": CsvReader(),
     "parquet": ParquetReader(),
     "tfrecord": TfRecordReader(),
+    "rejects": RejectsReader(),
 }
 SUFFIX_FORMATS = {
     ".txt": "text",

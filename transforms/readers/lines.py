@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -150,6 +151,10 @@ def bad_utf8(error: UnicodeDecodeError, data: bytes) -> BadRow:
     )
 
 
+# The key under which a row carries an id that it had before; no source field can have a NUL.
+KEPT_ID = "\0id"
+
+
 class LineReader:
     """A row a line; what a line means is `parse_line`, the one method of a subclass."""
 
@@ -237,6 +242,40 @@ class JsonLinesReader(LineReader):
                 # a value without a word; the slow parser keeps it.
                 return _parse_slowly(data, problem="a number out of range")
         return value
+
+
+class RejectsReader(LineReader):
+    """The rejects of an earlier run, to run them again: a line is a reject, its raw row the row.
+
+    A reject keeps the id that it had.
+    """
+
+    def __init__(self) -> None:
+        self._lines = JsonLinesReader()
+
+    def parse_line(
+        self, data: bytes, *, text: str, used: tuple[str, ...]
+    ) -> dict[str, Any] | BadRow:
+        reject = self._lines.parse_line(data, text="raw", used=())
+        if isinstance(reject, BadRow):
+            return reject
+        raw = reject.get("raw")
+        if not isinstance(raw, str) or reject.get("raw_truncated"):
+            return BadRow("raw_row_missing", "the reject does not hold its whole raw row", data)
+        raw_bytes = raw.encode("utf-8", "surrogatepass")
+        if reject.get("raw_base64"):
+            try:
+                raw_bytes = base64.b64decode(raw_bytes, validate=True)
+            except ValueError as error:
+                return BadRow("raw_row_missing", f"the raw row is no base64: {error}", data)
+        row = self._lines.parse_line(raw_bytes, text=text, used=used)
+        if not isinstance(row, BadRow) and isinstance(reject.get("id"), str):
+            row[KEPT_ID] = reject["id"]
+        return row
+
+    def sample(self, file: InputFile, *, settings: ReadSettings) -> Sample:
+        found = super().sample(file, settings=settings)
+        return Sample(tuple(name for name in found.fields if name != KEPT_ID), found.has_rows)
 
 
 def _parse_slowly(data: bytes, *, problem: str) -> dict[str, Any] | BadRow:
