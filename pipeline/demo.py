@@ -219,8 +219,8 @@ def build_apart(building: Path, *, source: Path) -> None:
         lines = finished.stderr.decode("utf-8", errors="replace").strip().splitlines()
         raise ExpertError(
             f"demo expert: its build ended with exit code {finished.returncode}"
-            f"{': ' + lines[-1] if lines else ''}; check the installation with "
-            "python -m pipeline.doctor, or use --expert=wiki_books"
+            f"{': ' + lines[-1] if lines else ''}; install the "
+            "pinned requirements again, or use --expert=wiki_books"
         )
 
 

@@ -6,11 +6,13 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -62,10 +64,12 @@ def say(line: str) -> None:
 
 
 def summarize_exception(error: BaseException) -> str:
-    """The last line of what went wrong, without the runner's wrapping."""
+    """The last line of what went wrong, without what the runner wraps around it."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     plain = [line for line in lines if not line.startswith(("File ", "Traceback", "^"))]
-    return (plain[-1] if plain else type(error).__name__)[:500]
+    last = plain[-1] if plain else type(error).__name__
+    last = re.sub(r" \[while running '.*", "", last)
+    return re.sub(r"^(\w+\.)+(\w+): ", "", last)[:1000]
 
 
 def quiet_libraries(*, verbose: bool) -> None:
@@ -95,6 +99,7 @@ def run(settings: RunSettings, beam_args: Sequence[str]) -> None:
         plan, options = prepare(settings, beam_args)
         identity = work_identity(describe(settings), handle=plan.expert.handle)
         with lock.hold(output):
+            check_output(settings, output)
             state = inspect_output(output)
             if state is OutputState.COMMITTING:
                 say(f"{output}: an earlier run was stopped in its commit; finishing it")
@@ -117,6 +122,8 @@ def run(settings: RunSettings, beam_args: Sequence[str]) -> None:
             record = lock.describe_self(identity)
             storage.put_bytes(storage.join(output, lock.RUN_FILE), orjson.dumps(record))
             failure.clear(output)
+            about = {**plan.about, "run_id": record["run_id"], "created": record["start"]}
+            plan = replace(plan, about=about)
             say(describe_plan(plan, settings))
             execute(plan, options, output)
             if storage.exists(storage.join(output, WORK_FOLDER)):
@@ -165,11 +172,16 @@ def check_output(settings: RunSettings, output: str) -> None:
 
 def prepare(settings: RunSettings, beam_args: Sequence[str]) -> tuple[RunPlan, PipelineOptions]:
     """Check input and expert and make the plan. Raises: UserError."""
-    from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
+    from apache_beam.options.pipeline_options import (
+        PipelineOptions,
+        SetupOptions,
+        WorkerOptions,
+    )
 
     from pipeline import __version__
     from pipeline.build import RunPlan
     from pipeline.resolve import resolve
+    from transforms.engines import set_threads
     from transforms.quiet import load_tensorflow
     from transforms.read import ReadSettings, check_inputs, expand_inputs, limit_tasks, plan_tasks
     from transforms.records import RowLimits
@@ -178,6 +190,9 @@ def prepare(settings: RunSettings, beam_args: Sequence[str]) -> tuple[RunPlan, P
 
     options = PipelineOptions(list(beam_args))
     options.view_as(SetupOptions).save_main_session = False
+    workers = options.view_as(WorkerOptions)
+    if not settings.verbose and workers.default_sdk_harness_log_level is None:
+        workers.default_sdk_harness_log_level = "ERROR"
     fields = settings.row_fields()
     limits = RowLimits(max_row_bytes=settings.max_row_bytes)
     delimiter = settings.csv_delimiter.replace("\\t", "\t") or None
@@ -202,6 +217,7 @@ def prepare(settings: RunSettings, beam_args: Sequence[str]) -> tuple[RunPlan, P
             "--allow_empty"
         )
     load_tensorflow()
+    set_threads(settings.threads)
     expert = resolve(
         settings.expert,
         preprocessor=settings.preprocessor or None,
@@ -386,7 +402,8 @@ def execute(plan: RunPlan, options: PipelineOptions, output: str) -> None:
         reason = failure.read(output)
         if reason is not None:
             raise reason from error
-        raise
+        # Also a UserError: work had begun, so this is not the exit code of a bad flag.
+        raise RuntimeError(summarize_exception(error)) from error
     if state not in ("DONE", None):
         reason = failure.read(output)
         raise reason if reason is not None else UserError(f"the runner ended in state {state}")
@@ -466,5 +483,6 @@ def describe_result(output: str, *, seconds: float) -> str:
         lines.append(f"{counts['truncated']:,} texts were cut at the token limit")
     if rejects:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts["rejects"].items())
-        lines.append(f"{rejects:,} rejects ({reasons}): {storage.join(output, 'rejects')}/")
+        what = "reject" if rejects == 1 else "rejects"
+        lines.append(f"{rejects:,} {what} ({reasons}): {storage.join(output, 'rejects')}/")
     return "\n".join(lines)

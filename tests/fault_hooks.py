@@ -15,7 +15,7 @@ import signal
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,8 +113,12 @@ class Setup:
             _log_encoding(self.encoded_log, call_seconds=self.call_seconds)
 
 
-def install(triggers: list[Any]) -> None:
-    """Patch the calls through which files are written, moved and deleted."""
+def install(triggers: Sequence[Any]) -> Callable[[], None]:
+    """Patch the calls through which files are written, moved and deleted; returns what undoes it.
+
+    A trigger's `meet(moment, path)` is called at each, and may raise; `wants(moment)` says whether
+    it looks at that moment at all.
+    """
     from transforms import storage
 
     def meet(moment: str, path: Any) -> None:
@@ -155,9 +159,22 @@ def install(triggers: list[Any]) -> None:
         meet("removing", path)
         plain_rmtree(path, **kwargs)
 
-    storage.HashingSink.write = write  # type: ignore[method-assign]
-    os.fsync, os.replace, os.remove = fsync, replace, remove
-    shutil.rmtree = rmtree  # type: ignore[assignment]
+    patches = (
+        (storage.HashingSink, "write", write),
+        (os, "fsync", fsync),
+        (os, "replace", replace),
+        (os, "remove", remove),
+        (shutil, "rmtree", rmtree),
+    )
+    plain = [(owner, name, getattr(owner, name)) for owner, name, _ in patches]
+    for owner, name, patch in patches:
+        setattr(owner, name, patch)
+
+    def undo() -> None:
+        for owner, name, function in plain:
+            setattr(owner, name, function)
+
+    return undo
 
 
 def _final_path(path: str) -> str:

@@ -23,7 +23,7 @@ from tests.fault_hooks import Fault, Setup, count_encoded
 # takes less than `EncodeSettings.checkpoint_seconds` for it.
 CHUNK_ROWS = 4096
 
-WORDS = "the of and to in a is that for it as was patient dose aspirin surgery music".split()
+WORDS = ("the", "of", "and", "to", "in", "a", "is", "that", "for", "it", "as", "was", "music")
 
 
 def make_rows(

@@ -13,13 +13,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any
 
 import apache_beam as beam
 import orjson
 
-from transforms import failure, storage
+from transforms import failure, lock, storage
 from transforms.errors import ConservationError, OutputConflictError
 from transforms.manifest import (
     MANIFEST_FILE,
@@ -172,8 +172,7 @@ def roll_forward(output: str) -> None:
         storage.delete_files([storage.join(output, name) for name in journal["delete"]])
         storage.put_bytes(storage.join(output, REPORT_FILE), encode_json(journal["report"]))
         storage.put_bytes(storage.join(output, MANIFEST_FILE), manifest)
-        if storage.is_local(output):
-            storage.sync_folder(output)
+        storage.sync_folders(output, names=[file["name"] for file in journal["files"]])
         storage.put_bytes(success_path, success)
     clean_up(output)
 
@@ -259,6 +258,7 @@ class _CommitDoFn(beam.DoFn):
                 inputs=self._inputs,
                 about=self._about,
             )
+            lock.check_own(self._output, self._about["run_id"])
             write_journal(self._output, files=files, manifest=manifest, report=report)
             roll_forward(self._output)
         yield counts
@@ -290,7 +290,8 @@ def make_manifest(
         output_format=layout.output_format,
         columns=layout.schema(totals),
         versions=collect_versions(product=about["version"]),
-        created=datetime.now(timezone.utc),
+        # The start of the run and not the clock: a commit that is tried twice says the same.
+        created=datetime.fromisoformat(about["created"]),
         reused=about["reused"],
     )
 

@@ -16,7 +16,13 @@ import numpy as np
 from apache_beam.metrics import Metrics
 
 from transforms.batch import Batch, pad_batch, plan_batches
-from transforms.engines import check_settings, describe_error, find_bad_vectors, get_engine
+from transforms.engines import (
+    check_settings,
+    describe_error,
+    find_bad_vectors,
+    get_engine,
+    set_threads,
+)
 from transforms.errors import ExpertError
 from transforms.quiet import load_tensorflow
 from transforms.records import EncodeStats, RowFailure, VectorBatch
@@ -244,7 +250,7 @@ class _Encoding:
         if found is not None:
             raise ExpertError(
                 f"the expert does not encode [CLS] [SEP] either ({found}), so it is the expert "
-                "that is broken and not a row; check it with `python -m pipeline.doctor`, or "
+                "that is broken and not a row; delete its folder in TFHUB_CACHE_DIR, or "
                 "fetch it again"
             ) from cause
         if cause is None or self._any_encoded or self._probed or len(self._tokens) < _PROBES:
@@ -260,7 +266,7 @@ class _Encoding:
         raise ExpertError(
             f"{_PROBES} rows of all lengths fail alike ({describe_error(cause)}), so it is the "
             "expert that does not fit the tokens and not a row; check that the preprocessor is "
-            "the expert's own with `python -m pipeline.doctor`"
+            "the expert's own (--preprocessor)"
         ) from cause
 
     def _try(self, inputs: dict[str, Int32Array]) -> str | None:
@@ -369,6 +375,7 @@ class _EncodeDoFn(beam.DoFn):
         """
         if self._tokenizer is None or self._engine is None:
             load_tensorflow()
+            set_threads(self._settings.threads)
             self._tokenizer = get_tokenizer(self._expert)
             self._engine, loaded = get_engine(self._expert, settings=self._settings)
             if loaded:

@@ -71,7 +71,7 @@ class TensorFlowEngine:
                 "choose float32 or auto"
             )
         started = time.monotonic()
-        self._set_threads(settings.threads)
+        set_threads(settings.threads)
         # The loaded object owns the variables, the function only refers to them.
         self._model = _load_model(expert)
         self._function = _build_function(self._model, expert=expert, settings=settings)
@@ -99,21 +99,25 @@ class TensorFlowEngine:
             return "transient"
         return classify_plain_error(error)
 
-    @staticmethod
-    def _set_threads(threads: int) -> None:
-        import tensorflow as tf
 
-        if threads == 0 or tf.config.threading.get_intra_op_parallelism_threads() == threads:
-            return
-        try:
-            tf.config.threading.set_intra_op_parallelism_threads(threads)
-            tf.config.threading.set_inter_op_parallelism_threads(threads)
-        except RuntimeError:
-            _LOG.warning(
-                "threads=%d has no effect: TensorFlow was already at work in this process when the "
-                "expert was loaded",
-                threads,
-            )
+def set_threads(threads: int) -> None:
+    """Bound TensorFlow's threads; 0 leaves them as they are.
+
+    It binds only before TensorFlow's first operation in a process.
+    """
+    import tensorflow as tf
+
+    if threads == 0 or tf.config.threading.get_intra_op_parallelism_threads() == threads:
+        return
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+    except RuntimeError:
+        _LOG.warning(
+            "threads=%d has no effect: TensorFlow was already at work in this process when the "
+            "expert was loaded",
+            threads,
+        )
 
 
 def _load_model(expert: Expert) -> Any:
@@ -204,7 +208,7 @@ def check_settings(expert: Expert, *, settings: EncodeSettings) -> None:
         raise ConfigError(
             f"max_tokens={settings.max_tokens} is not between {_LEAST_MAX_TOKENS} and "
             f"{expert.name}'s limit of {expert.position_limit}; "
-            "choose one between, or use --long_text=chunk for long texts"
+            "choose one between"
         )
     if settings.batch_tokens < 1:
         raise ConfigError(f"batch_tokens={settings.batch_tokens}; wanted at least 1")

@@ -57,7 +57,8 @@ REASONS: dict[str, str] = {
     "malformed_csv": "The row has another number of fields than the header, or a quote that is "
     "never closed or out of place. Quote fields by RFC 4180, or check the delimiter.",
     "malformed_example": "The record is not a tf.train.Example.",
-    "row_too_long": "The row is longer than is read (16 MiB). Split it.",
+    "row_too_long": "The row is longer than is read (--max_row_bytes). Split it, or raise the "
+    "limit.",
     "raw_row_missing": "The reject of an earlier run holds no raw row, or only its head. Give the "
     "source itself to --input.",
     "metadata_type": "A metadata value does not fit the type of its field. Mend it, or give the "

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from transforms.runtime import PeakMemory, Timeline
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -19,6 +21,7 @@ Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
 UInt64Array = npt.NDArray[np.uint64]
 
 
@@ -204,7 +207,10 @@ class RowFailure:
 
 @dataclass(frozen=True, slots=True)
 class EncodeStats:
-    """What an encode step did; sums over batches, so two of them add up field by field."""
+    """What an encode step did; sums over batches, so two of them add up field by field.
+
+    timeline: tokens by the time they were encoded; memory: peaks of the processes.
+    """
 
     rows: int = 0
     tokens: int = 0
@@ -215,6 +221,8 @@ class EncodeStats:
     load_seconds: float = 0.0
     expert_loads: int = 0
     splits: int = 0
+    timeline: Timeline = field(default=Timeline())
+    memory: PeakMemory = field(default=PeakMemory())
 
     def __add__(self, other: EncodeStats) -> EncodeStats:
         return EncodeStats(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
@@ -448,22 +456,44 @@ class FileSlice:
 
 @dataclass(frozen=True, slots=True)
 class FilePlan:
-    """Which rows make output file `index` of `count`; `schema` is its serialised pa.Schema."""
+    """Which rows make output file `index` of `count`; `schema` is its serialised pa.Schema.
+
+    first_row: the output's rows before this file; of all rows, each `sample_every`-th is sampled
+    for the report.
+    """
 
     index: int
     count: int
     slices: tuple[FileSlice, ...]
     schema: bytes
+    first_row: int = 0
+    sample_every: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class RejectsPlan:
-    """Which staged reject files make rejects file `index` of `count`."""
+    """Which staged reject files make rejects file `index` of `count`.
+
+    examples_in: those of the paths that examples for the report are taken from.
+    """
 
     index: int
     count: int
     paths: tuple[str, ...]
     rows: int
+    examples_in: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RejectExample:
+    """What the report shows of a reject; never its text."""
+
+    reason: str
+    id: str | None
+    file: str
+    position: int
+    line: int | None
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -481,6 +511,50 @@ class OutputFile:
     kind: str = "vectors"
     tokens: int = 0
     truncated: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RowSample:
+    """Every so-many-th row of a file, S of them, for the report.
+
+    texts: their beginnings, or None where texts are not kept; hashes: heads of text_sha256;
+    vectors: float32 [S, H]; n_tokens: int32 [S]; metadata: (name, kind, S values), kind number
+    or category.
+    """
+
+    ids: tuple[str, ...]
+    texts: tuple[str, ...] | None
+    hashes: tuple[str, ...]
+    vectors: FloatArray
+    n_tokens: Int32Array
+    metadata: tuple[tuple[str, str, tuple[str | float | None, ...]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FileSummary:
+    """What the report says of an output file's rows; summaries of files can be merged.
+
+    lengths: int64 [L + 1], rows by n_tokens; norm_bins: (bin, rows) pairs, where bin b is the norms
+    from 2**(b / 256) on; sums, square_sums, unit_sums: float64 [H], over rows, of the values, their
+    squares, and the rows scaled to length 1; lows, highs: float32 [H]; seconds: spent on the file.
+    """
+
+    index: int
+    rows: int
+    lengths: Int64Array
+    norm_bins: tuple[tuple[int, int], ...]
+    norm_low: float
+    norm_high: float
+    norm_sum: float
+    norm_square_sum: float
+    sums: Float64Array
+    square_sums: Float64Array
+    unit_sums: Float64Array
+    lows: FloatArray
+    highs: FloatArray
+    sample: RowSample
+    seconds: float = 0.0
+    memory: PeakMemory = field(default=PeakMemory())
 
 
 @dataclass(frozen=True, slots=True)

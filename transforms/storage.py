@@ -18,7 +18,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any, BinaryIO, TypeVar, cast
@@ -162,6 +162,13 @@ def sync_folder(path: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_folders(folder: str, *, names: Iterable[str]) -> None:
+    """Make the renames of files below a folder durable; `names` are relative to it."""
+    if is_local(folder):
+        for found in sorted({os.path.dirname(os.path.join(folder, name)) for name in names}):
+            sync_folder(found)
 
 
 @contextlib.contextmanager

@@ -34,6 +34,8 @@ from transforms.records import InputFile, RowFields, RowLimits, Segment
 HEADER = struct.Struct("<QI")
 FOOTER = struct.Struct("<I")
 SAMPLE_BYTES = 1 << 20
+# What a protocol buffer may be.
+_MAX_EXAMPLE_BYTES = (2 << 30) - 1
 
 
 def mask_crc(crc: int) -> int:
@@ -162,11 +164,13 @@ def _read_records(
 def read_examples(path: str) -> Iterator[Any]:
     """Yield the features of each record of an uncompressed file of `tf.train.Example`.
 
+    Records may be of any size: a row as large as a run takes has its vector beside it here.
     Raises: FileBrokenError where a record is damaged.
     """
+    limits = RowLimits(max_row_bytes=_MAX_EXAMPLE_BYTES)
     with open_stream(path, compression="none") as stream:
         source = _Buffered(stream, block_bytes=1 << 20)
-        for _, data in _read_records(source, path=path, limits=RowLimits()):
+        for _, data in _read_records(source, path=path, limits=limits):
             yield example_class().FromString(data).features.feature
 
 
