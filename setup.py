@@ -33,6 +33,7 @@ TEST = [
     "pyspark>=4.2,<5",
     "pytest>=9,<10",
     "pytest-timeout>=2.4,<3",
+    "pytest-xdist>=3.6,<4",
     "scikit-learn>=1.7,<2",
 ]
 
