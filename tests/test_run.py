@@ -154,10 +154,12 @@ def encode_parquet(rows: list[dict]) -> bytes:
 
 FORMS = {
     "rows.txt.bz2": lambda rows: bz2.compress(encode_text(rows)),
+    "rows.txt": encode_text,
     "rows.jsonl.gz": lambda rows: gzip.compress(encode_jsonl(rows)),
     "rows.csv": encode_csv,
     "rows.csv.zst": lambda rows: zstandard.compress(encode_csv(rows)),
     "rows.parquet": encode_parquet,
+    "rows.tfrecord": encode_tfrecord,
     "rows.tfrecord.gz": lambda rows: gzip.compress(encode_tfrecord(rows)),
 }
 
