@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -99,19 +99,24 @@ def assert_same(found: Found, wanted: Found) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """One command, to be run until it commits `folder/out`."""
+    """One command, to be run until it commits `at`, which is `folder/out` if None."""
 
     folder: Path
     inputs: Path | str
     expert_flags: Sequence[str]
     flags: Sequence[str] = ()
     call_seconds: float = 0.0
-    output: Path = field(init=False)
-    log: Path = field(init=False)
+    at: Path | None = None
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "output", self.folder / "out")
-        object.__setattr__(self, "log", self.folder / "encoded.log")
+    @property
+    def output(self) -> Path:
+        """Where the vectors go."""
+        return self.at or self.folder / "out"
+
+    @property
+    def log(self) -> Path:
+        """Where the expert's calls are counted."""
+        return self.folder / "encoded.log"
 
     def arguments(self, *more: str) -> list[str]:
         return [
