@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import itertools
+import json
 import os
 import random
 import tempfile
@@ -522,6 +524,24 @@ def test_expand_inputs_sorts_names_and_keeps_each_once(tmp_path: Path) -> None:
     ]
 
 
+def test_expand_inputs_follows_linked_folders(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    write(tmp_path / "elsewhere" / "a.txt", "one\n")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
+    [file] = read.expand_inputs([str(tmp_path / "in" / "*" / "*.txt")])
+
+    assert file.path == str(tmp_path / "in" / "link" / "a.txt")
+    assert file.size_bytes == 4
+
+
+def test_expand_inputs_star_alone_passes_over_folders(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "a.txt", "one\n")
+
+    assert [file.name for file in read.expand_inputs([str(tmp_path / "*")])] == ["a.txt"]
+
+
 def test_expand_inputs_takes_hidden_files_that_are_named(tmp_path: Path) -> None:
     write(tmp_path / "_a.txt", "text")
 
@@ -657,7 +677,8 @@ def test_read_corpus_gives_batches_and_faults(tmp_path: Path) -> None:
 
 
 def test_readers_read_twice_the_same(tmp_path: Path) -> None:
-    for kind in READERS:
+    assert READERS.keys() - FORMAT_SUFFIX.keys() == {"rejects"}  # that has tests of its own
+    for kind in FORMAT_SUFFIX:
         path = write(tmp_path / f"rows{FORMAT_SUFFIX[kind]}", encode_rows(ROWS, kind))
         [task] = read.plan_tasks(read.expand_inputs([path]))
 
@@ -665,3 +686,27 @@ def test_readers_read_twice_the_same(tmp_path: Path) -> None:
 
         assert len(once.ids) == len(ROWS), kind
         assert (once.ids, once.texts) == (again.ids, again.texts)
+
+
+def test_rejects_reader_gives_raw_rows_back_under_their_ids(tmp_path: Path) -> None:
+    lines = [
+        {"id": "a", "reason": "x", "raw": json.dumps({"text": "one", "year": 3})},
+        {"id": None, "reason": "x", "raw": '{"text": "two"}'},
+        {"id": None, "reason": "x", "raw": "no json"},
+        {"id": "c", "reason": "x", "raw": '{"text": "cu', "raw_truncated": True},
+        {"id": None, "reason": "truncated_file", "raw": None},
+        {"id": None, "reason": "x", "raw": base64.b64encode(b"\xff").decode(), "raw_base64": True},
+    ]
+    path = write(tmp_path / "r.jsonl", "".join(json.dumps(one) + "\n" for one in lines).encode())
+    [task] = read.plan_tasks(read.expand_inputs([path], input_format="rejects"))
+
+    found = read_tasks([task])
+
+    assert found.texts == ["one", "two"]
+    assert found.ids[0] == "a"
+    assert [one.reason for one in found.rejects] == [
+        "malformed_json",
+        "raw_row_missing",
+        "raw_row_missing",
+        "invalid_utf8",
+    ]
