@@ -89,7 +89,9 @@ def build(root: beam.Pipeline, plan: RunPlan) -> Any:
         earlier=plan.earlier,
         keep_truncated=plan.encode.long_text != "reject",
     )
-    encoded = loaded.texts | "Encode" >> EncodeBatches(plan.expert, settings=plan.encode)
+    encoded = loaded.texts | "Encode" >> EncodeBatches(
+        plan.expert, settings=plan.encode, progress_of=output
+    )
     staged = encoded.vectors | "Stage" >> StageParts(output, fingerprint=plan.fingerprint)
     finished = {
         "work": work,
@@ -115,7 +117,7 @@ def build(root: beam.Pipeline, plan: RunPlan) -> Any:
     )
     rejects = counted | "AssembleRejects" >> AssembleRejects(output, faults=faults)
     return (
-        (files, rejects)
+        (files.files, rejects.files)
         | "AllFiles" >> beam.Flatten()
         | "Commit"
         >> CommitOutput(
@@ -123,6 +125,8 @@ def build(root: beam.Pipeline, plan: RunPlan) -> Any:
             chunks=counted,
             totals=totals,
             stats=encoded.stats,
+            summaries=files.summaries,
+            examples=rejects.examples,
             inputs=list(plan.files),
             layout=plan.rules.layout,
             about=plan.about,

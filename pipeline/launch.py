@@ -6,9 +6,13 @@ import contextlib
 import hashlib
 import logging
 import os
+import platform
 import re
+import shlex
 import signal
+import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from pipeline.options import RunSettings, describe, parse_settings
+from pipeline.progress import CONSOLE, Progress
+from pipeline.progress import say as say  # the other commands take it from here
 from transforms import storage
 from transforms.errors import ConfigError, InputError, OutputConflictError, UserError
 
@@ -30,6 +36,12 @@ if TYPE_CHECKING:
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
+# So long may a run that lost a worker process take to end with an error of its own.
+_WORKER_GRACE_SECONDS = 3.0
+
+_HIDDEN = "***"
+_SECRET = re.compile(r"secret|password|session_token|access_key|credential|api_key", re.IGNORECASE)
+_ADDRESS_PASSWORD = re.compile(r"(://[^/@:\s]+:)[^/@\s]+@")
 
 
 def run_command(argv: Sequence[str]) -> int:
@@ -38,7 +50,7 @@ def run_command(argv: Sequence[str]) -> int:
     quiet_libraries(verbose=verbose)
     try:
         settings, beam_args = parse_settings(argv)
-        run(settings, beam_args)
+        run(settings, beam_args, command=format_command(argv))
     except UserError as error:
         if verbose:
             traceback.print_exc()
@@ -56,11 +68,6 @@ def run_command(argv: Sequence[str]) -> int:
         say("What is encoded so far is kept: run the same command to go on. --verbose shows more")
         return EXIT_FAILED
     return 0
-
-
-def say(line: str) -> None:
-    """Tell the user one thing, on stderr."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def summarize_exception(error: BaseException) -> str:
@@ -87,12 +94,12 @@ def quiet_libraries(*, verbose: bool) -> None:
     logging.getLogger().setLevel(logging.CRITICAL)
 
 
-def run(settings: RunSettings, beam_args: Sequence[str]) -> None:
+def run(settings: RunSettings, beam_args: Sequence[str], *, command: str = "") -> None:
     """Do one run, from checks to commit. Raises: UserError for everything a user can mend."""
-    from transforms import failure, lock
+    from transforms import failure, lock, progress
     from transforms.commit import WORK_FOLDER, OutputState, inspect_output, roll_forward
 
-    started = time.monotonic()
+    started, started_at = time.monotonic(), time.time()
     output = settings.output.rstrip("/") or settings.output
     check_output(settings, output)
     with interruptible():
@@ -122,10 +129,18 @@ def run(settings: RunSettings, beam_args: Sequence[str]) -> None:
             record = lock.describe_self(identity)
             storage.put_bytes(storage.join(output, lock.RUN_FILE), orjson.dumps(record))
             failure.clear(output)
-            about = {**plan.about, "run_id": record["run_id"], "created": record["start"]}
+            progress.clear(output)
+            about = {
+                **plan.about,
+                "run_id": record["run_id"],
+                "created": record["start"],
+                "times": (started_at, time.time()),
+                "run": describe_run(options, command=command),
+            }
             plan = replace(plan, about=about)
             say(describe_plan(plan, settings))
-            execute(plan, options, output)
+            with Progress(output, live=not settings.verbose):
+                execute(plan, options, output)
             if storage.exists(storage.join(output, WORK_FOLDER)):
                 storage.delete_folder(storage.join(output, WORK_FOLDER))
     say(describe_result(output, seconds=time.monotonic() - started))
@@ -240,7 +255,7 @@ def prepare(settings: RunSettings, beam_args: Sequence[str]) -> tuple[RunPlan, P
         "fingerprint": fingerprint,
         "fingerprint_parts": parts,
         "config": describe(settings),
-        "beam_arguments": list(beam_args),
+        "beam_arguments": hide_secrets(beam_args),
         "version": __version__,
         "reused": reused,
     }
@@ -397,7 +412,8 @@ def execute(plan: RunPlan, options: PipelineOptions, output: str) -> None:
     pipeline = beam.Pipeline(runner=choose_runner(options), options=options)
     build(pipeline, plan)
     try:
-        state = pipeline.run().wait_until_finish()
+        with watch_workers():
+            state = pipeline.run().wait_until_finish()
     except Exception as error:
         reason = failure.read(output)
         if reason is not None:
@@ -420,13 +436,47 @@ def choose_runner(options: PipelineOptions) -> Any:
     from apache_beam.runners.portability.fn_api_runner import fn_runner
     from apache_beam.runners.portability.portable_runner import JobServiceHandle
 
+    from pipeline.local_runner import LocalRunner
+
     name = options.view_as(StandardOptions).runner
     if name not in (None, "DirectRunner", "direct"):
         return name
     # As apache_beam.runners.direct.SwitchingDirectRunner makes it.
     encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
     provision = beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded)
-    return fn_runner.FnApiRunner(provision_info=fn_runner.ExtendedProvisionInfo(provision))
+    return LocalRunner(provision_info=fn_runner.ExtendedProvisionInfo(provision))
+
+
+@contextlib.contextmanager
+def watch_workers() -> Iterator[None]:
+    """End the run if one of its worker processes dies, which Beam would wait for without end.
+
+    Beam's in-process runner starts a worker process from a thread of its own. When the process
+    fails, that thread raises, but nobody tells the thread that waits for the worker's answer.
+    """
+    over = threading.Event()
+    before = threading.excepthook
+
+    def notice(arguments: threading.ExceptHookArgs) -> None:
+        if arguments.thread is None or arguments.thread.name != "run_worker":
+            before(arguments)
+            return
+        if over.wait(_WORKER_GRACE_SECONDS):
+            return  # the run has ended by itself, and says why
+        CONSOLE.end()
+        say(
+            f"error: a worker process died ({arguments.exc_value}); if it was killed for want of "
+            "memory, use fewer workers or a lower --batch_tokens"
+        )
+        say("What is encoded so far is kept: run the same command to go on")
+        os._exit(EXIT_FAILED)  # the runner's threads would hold the process up
+
+    threading.excepthook = notice
+    try:
+        yield
+    finally:
+        over.set()
+        threading.excepthook = before
 
 
 @contextlib.contextmanager
@@ -434,6 +484,7 @@ def interruptible() -> Iterator[None]:
     """End at once on Ctrl-C or SIGTERM: all that is worth keeping is on disk already."""
 
     def stop(signum: int, frame: object) -> None:
+        CONSOLE.end()
         say(
             "interrupted: what is encoded so far is kept; run the same command to go on "
             f"(exit {EXIT_INTERRUPTED})"
@@ -446,6 +497,45 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def format_command(argv: Sequence[str]) -> str:
+    """The command as a shell takes it, without its secrets."""
+    return shlex.join(["python", "-m", "pipeline.run", *hide_secrets(argv)])
+
+
+def hide_secrets(argv: Sequence[str]) -> list[str]:
+    """Arguments as they may stand in a report: keys and passwords of Beam's options hidden."""
+    shown: list[str] = []
+    hide_next = False
+    for argument in argv:
+        flag, equals, _ = argument.partition("=")
+        is_secret = flag.startswith("--") and _SECRET.search(flag) is not None
+        if hide_next and not argument.startswith("--"):
+            shown.append(_HIDDEN)
+        elif is_secret and equals:
+            shown.append(f"{flag}={_HIDDEN}")
+        else:
+            shown.append(_ADDRESS_PASSWORD.sub(rf"\1{_HIDDEN}@", argument))
+        hide_next = is_secret and not equals
+    return shown
+
+
+def describe_run(options: PipelineOptions, *, command: str) -> dict[str, Any]:
+    """What the report says of the run besides its work: command, runner, machine."""
+    from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
+
+    name = options.view_as(StandardOptions).runner or "DirectRunner"
+    described = {"command": command or None, "runner": name}
+    if name in ("DirectRunner", "direct"):
+        direct = options.view_as(DirectOptions)
+        described["runner"] = "DirectRunner (Beam's in-process Python runner)"
+        described["workers"] = f"{direct.direct_num_workers}, {direct.direct_running_mode}"
+    return {
+        **described,
+        "host": socket.gethostname(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+    }
 
 
 def describe_plan(plan: RunPlan, settings: RunSettings) -> str:
@@ -462,6 +552,8 @@ def describe_plan(plan: RunPlan, settings: RunSettings) -> str:
 
 def describe_result(output: str, *, seconds: float) -> str:
     """What happened, from the committed manifest."""
+    from transforms.report import REPORT_PAGE
+
     manifest = orjson.loads(storage.get_bytes(storage.join(output, "manifest.json")))
     report = orjson.loads(storage.get_bytes(storage.join(output, "report.json")))
     counts = report["counts"]
@@ -485,4 +577,14 @@ def describe_result(output: str, *, seconds: float) -> str:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts["rejects"].items())
         what = "reject" if rejects == 1 else "rejects"
         lines.append(f"{rejects:,} {what} ({reasons}): {storage.join(output, 'rejects')}/")
+    tokens, rate = report["tokens"], report["encoding"]["tokens_per_second"]
+    if rate and tokens["padded"]:
+        padding = 1 - tokens["encoded"] / tokens["padded"]
+        lines.append(
+            f"{tokens['encoded']:,} tokens encoded at {rate:,.0f} tokens/s, {padding:.1%} padding"
+        )
+    lines.append(f"report: {storage.join(output, REPORT_PAGE)}")
+    place = shlex.quote(output)
+    lines.append(f"next: python -m pipeline.verify {place}")
+    lines.append(f'      python -m pipeline.search {place} "what to look for"')
     return "\n".join(lines)

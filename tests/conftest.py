@@ -66,3 +66,19 @@ def demo_expert() -> SavedExpert:
     except importlib.metadata.PackageNotFoundError:
         pytest.skip(f"the package {demo.PACKAGE} is not installed")
     return SavedExpert(*demo.demo_expert())
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests measured, with `record_property("figure", ...)`, also those that pass."""
+    reports = [report for found in terminalreporter.stats.values() for report in found]
+    figures = [
+        (report.nodeid.rpartition("::")[2], value)
+        for report in reports
+        if getattr(report, "when", "") == "call"
+        for name, value in report.user_properties
+        if name == "figure"
+    ]
+    if figures:
+        terminalreporter.section("figures")
+    for test, value in figures:
+        terminalreporter.line(f"{test}: {value}")

@@ -129,7 +129,7 @@ def test_roll_forward_from_every_crash_point_ends_in_the_new_output(tmp_path, be
             continue
         assert read_output(folder) == NEW
         assert inspect_output(folder) is OutputState.COMMITTED
-        wanted = {*NEW, "_SUCCESS", "manifest.json", "report.json"}
+        wanted = {*NEW, "_SUCCESS", "manifest.json", "report.json", "report.html"}
         assert set(storage.list_files(folder)) == wanted
         if finished:
             break

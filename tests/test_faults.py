@@ -239,7 +239,7 @@ def test_overwrite_killed_keeps_the_old_output_or_goes_on_to_the_new(
 
 
 def find_workers(parent: int) -> list[int]:
-    """Processes of Beam's worker program below a process."""
+    """Processes of a worker module (Beam's, or one of ours around it) below a process."""
     children: dict[int, list[int]] = {}
     workers = set()
     for path in Path("/proc").glob("[0-9]*/stat"):
@@ -250,8 +250,8 @@ def find_workers(parent: int) -> list[int]:
             continue
         pid = int(path.parent.name)
         children.setdefault(int(fields[1]), []).append(pid)
-        # Beam starts it through a shell, whose own command line has the module's name as well.
-        if command[1:3] == [b"-m", b"apache_beam.runners.worker.sdk_worker_main"]:
+        # Not the shell that Beam starts it through, whose command line names the module as well.
+        if command[1:2] == [b"-m"] and b"worker" in command[2]:
             workers.add(pid)
     below, found = [parent], []
     while below:
@@ -275,8 +275,8 @@ def test_run_one_worker_process_killed_ends_clearly_and_goes_on(
     flags = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
     job = make_job(tmp_path, corpus, experts, *flags)
     command = job.start()
-    wait_for(command, lambda: list((job.output / "_work" / "parts").rglob("*.arrow")))
     workers = wait_for(command, lambda: find_workers(command.pid))
+    wait_for(command, lambda: list((job.output / "_work" / "parts").rglob("*.arrow")))
     os.kill(workers[0], signal.SIGKILL)
     killed = time.monotonic()
     result = command.wait(seconds=100)

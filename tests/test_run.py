@@ -282,7 +282,8 @@ def test_run_committed_output_is_refused_and_overwrite_replaces_it(tmp_path, tin
     assert "--overwrite" in refused.err
     assert commands.run([*flags, "--overwrite"], folder=tmp_path).code == 0
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["_SUCCESS", "manifest.json", "part-00000-of-00001.parquet", "report.json"]
+    about = ["report.html", "report.json"]
+    assert names == ["_SUCCESS", "manifest.json", "part-00000-of-00001.parquet", *about]
 
 
 def test_run_folder_with_other_files_is_refused_and_untouched(tmp_path, tiny_expert):

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import os
+import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, cast
 
 import apache_beam as beam
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from transforms import failure, spool, stage, storage
+from transforms import failure, progress, spool, stage, storage
 from transforms.records import (
     CorpusTotals,
     FilePlan,
     FileSlice,
+    FileSummary,
     FinishedChunk,
     OutputFile,
+    RejectExample,
     RejectsPlan,
 )
 from transforms.select import OutputLayout
-from transforms.writers import find_writer, vector_array
+from transforms.summary import SummaryBuilder, sample_step
+from transforms.writers import find_writer, vector_array, vector_matrix
 
 FINAL_FOLDER = "_work/final"
 _REJECTS_PER_FILE = 100_000
+_EXAMPLES = 5
+_MESSAGE_LETTERS = 300
 
 
 def plan_files(
@@ -38,9 +46,11 @@ def plan_files(
     ends = np.cumsum([len(done.kept) for done in ordered], dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
     count = max(1, -(-total // rows_per_file))
+    every = sample_step(total)
     plans = []
     for index in range(count):
-        start, stop = total * index // count, total * (index + 1) // count
+        first_row = start = total * index // count
+        stop = total * (index + 1) // count
         slices = []
         first = int(np.searchsorted(ends, start, side="right"))
         while start < stop:
@@ -50,7 +60,7 @@ def plan_files(
             if upto > start:
                 slices.append(FileSlice(done, start - base, upto - base))
             start, first = upto, first + 1
-        plans.append(FilePlan(index, count, tuple(slices), schema))
+        plans.append(FilePlan(index, count, tuple(slices), schema, first_row, every))
     return plans
 
 
@@ -60,7 +70,13 @@ def plan_rejects(chunks: Iterable[FinishedChunk], extra: Iterable[Any] = ()) -> 
     staged.sort(key=lambda file: os.path.basename(file.path))
     groups: list[list[Any]] = []
     rows = _REJECTS_PER_FILE
+    # The files that have the first few rejects of each reason; no other is parsed for examples.
+    examples_in: set[str] = set()
+    seen: Counter[str] = Counter()
     for file in staged:
+        if any(seen[reason] < _EXAMPLES for reason, _ in file.reasons):
+            examples_in.add(file.path)
+            seen.update(dict(file.reasons))
         if rows >= _REJECTS_PER_FILE:
             groups.append([])
             rows = 0
@@ -72,9 +88,28 @@ def plan_rejects(chunks: Iterable[FinishedChunk], extra: Iterable[Any] = ()) -> 
             len(groups),
             tuple(file.path for file in group),
             sum(file.rows for file in group),
+            tuple(file.path for file in group if file.path in examples_in),
         )
         for index, group in enumerate(groups)
     ]
+
+
+def take_examples(data: bytes) -> Iterator[RejectExample]:
+    """The first few rejects of each reason, of a staged file's bytes."""
+    seen: Counter[str] = Counter()
+    for line in data.rstrip(b"\n").split(b"\n"):
+        reject = orjson.loads(line)
+        reason, origin = reject["reason"], reject["origin"]
+        seen[reason] += 1
+        if seen[reason] <= _EXAMPLES:
+            yield RejectExample(
+                reason=reason,
+                id=reject["id"],
+                file=origin["file"],
+                position=origin["position"],
+                line=origin.get("line"),
+                message=reject["message"][:_MESSAGE_LETTERS],
+            )
 
 
 def load_slice(part: FileSlice, *, layout: OutputLayout, schema: pa.Schema) -> pa.Table:
@@ -130,26 +165,40 @@ class _AssembleDoFn(beam.DoFn):
         self._layout = layout
         self._footer = dict(footer)
 
-    def process(self, plan: FilePlan) -> Iterator[OutputFile]:
+    def process(self, plan: FilePlan) -> Iterator[OutputFile | beam.pvalue.TaggedOutput[Any, Any]]:
         with failure.recorded(self._output):
-            yield storage.retry(lambda: self._assemble(plan))
+            file, summary = storage.retry(lambda: self._assemble(plan))
+        yield file
+        yield beam.pvalue.TaggedOutput("summaries", summary)
 
-    def _assemble(self, plan: FilePlan) -> OutputFile:
+    def _assemble(self, plan: FilePlan) -> tuple[OutputFile, FileSummary]:
+        started = time.monotonic()
         writer = find_writer(self._layout.output_format)
         schema = pa.ipc.read_schema(pa.py_buffer(plan.schema))
         name = f"part-{plan.index:05d}-of-{plan.count:05d}{writer.extension}"
         path = storage.join(self._output, FINAL_FOLDER, name)
         rows = tokens = truncated = 0
+        ((embedding, width),) = self._layout.embeddings
+        own = self._layout.schema(CorpusTotals()).names
+        builder = SummaryBuilder(
+            index=plan.index,
+            first_row=plan.first_row,
+            sample_every=plan.sample_every,
+            width=width,
+            metadata=pa.schema([field for field in schema if field.name not in own]),
+        )
         with storage.open_write(path) as sink:
             with writer.open(cast(BinaryIO, sink), schema=schema, footer=self._footer) as out:
                 for part in plan.slices:
                     table = load_slice(part, layout=self._layout, schema=schema)
                     out.write(table)
+                    builder.add(table, vectors=vector_matrix(table[embedding]))
+                    progress.record(self._output, progress.Facts(rows_assembled=len(table)))
                     rows += len(table)
                     tokens += pc.sum(table["n_tokens"]).as_py() or 0
                     truncated += pc.sum(table["truncated"]).as_py() or 0
             digest = sink.digest()
-        return OutputFile(
+        file = OutputFile(
             name,
             path,
             rows,
@@ -158,10 +207,13 @@ class _AssembleDoFn(beam.DoFn):
             tokens=tokens,
             truncated=truncated,
         )
+        return file, builder.finish(seconds=time.monotonic() - started)
 
 
 class AssembleFiles(beam.PTransform[Any, Any]):
-    """One list of `FinishedChunk` in, an `OutputFile` a file out.
+    """One list of `FinishedChunk` in; out, for each file, `files` and `summaries`.
+
+    These are an `OutputFile` and a `FileSummary` a file.
 
     Args:
       layout: format and columns of the files.
@@ -190,7 +242,7 @@ class AssembleFiles(beam.PTransform[Any, Any]):
             chunks
             | "PlanFiles" >> beam.ParDo(self._plan, beam.pvalue.AsSingleton(self._totals))
             | "SpreadFiles" >> beam.Reshuffle()
-            | "WriteFiles" >> beam.ParDo(self._assemble)
+            | "WriteFiles" >> beam.ParDo(self._assemble).with_outputs("summaries", main="files")
         )
 
 
@@ -198,18 +250,28 @@ class _RejectsDoFn(beam.DoFn):
     def __init__(self, *, output: str) -> None:
         self._output = output
 
-    def process(self, plan: RejectsPlan) -> Iterator[OutputFile]:
+    def process(
+        self, plan: RejectsPlan
+    ) -> Iterator[OutputFile | beam.pvalue.TaggedOutput[Any, Any]]:
+        examples: list[RejectExample] = []
         name = f"rejects/part-{plan.index:05d}-of-{plan.count:05d}.jsonl"
         path = storage.join(self._output, FINAL_FOLDER, name)
         with storage.open_write(path) as sink:
             for staged in plan.paths:
-                sink.write(storage.get_bytes(staged))
+                data = storage.get_bytes(staged)
+                sink.write(data)
+                if staged in plan.examples_in:
+                    examples += take_examples(data)
         digest = sink.digest()
+        yield beam.pvalue.TaggedOutput("examples", (plan.index, tuple(examples)))
         yield OutputFile(name, path, plan.rows, digest.size_bytes, digest.sha256, kind="rejects")
 
 
 class AssembleRejects(beam.PTransform[Any, Any]):
-    """One list of `FinishedChunk` in, and the staged faults; an `OutputFile` a rejects file out."""
+    """One list of `FinishedChunk` in, and the staged faults; out, for each file of rejects:
+
+    `files`, an `OutputFile`, and `examples`, the file's index and some `RejectExample`s.
+    """
 
     def __init__(self, output: str, *, faults: beam.PCollection[Any]) -> None:
         super().__init__()
@@ -221,5 +283,5 @@ class AssembleRejects(beam.PTransform[Any, Any]):
             chunks
             | "PlanRejects" >> beam.FlatMap(plan_rejects, beam.pvalue.AsList(self._faults))
             | "SpreadRejects" >> beam.Reshuffle()
-            | "WriteRejects" >> beam.ParDo(self._dofn)
+            | "WriteRejects" >> beam.ParDo(self._dofn).with_outputs("examples", main="files")
         )

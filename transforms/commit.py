@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 import apache_beam as beam
 import orjson
 
-from transforms import failure, lock, storage
+from transforms import failure, lock, progress, storage
 from transforms.errors import ConservationError, OutputConflictError
 from transforms.manifest import (
     MANIFEST_FILE,
@@ -32,16 +33,20 @@ from transforms.records import (
     CorpusTotals,
     EncodeStats,
     FileCount,
+    FileSummary,
     FinishedChunk,
     InputFile,
     OutputFile,
+    RejectExample,
     ReuseCounts,
+    RunCounts,
 )
-from transforms.report import make_report
+from transforms.report import REPORT_FILE, REPORT_PAGE, PassTimes, encode_report, make_report
+from transforms.report_html import render_safely
 from transforms.select import OutputLayout, check_reject_rate
+from transforms.summary import merge_summaries
 
 WORK_FOLDER = "_work"
-REPORT_FILE = "report.json"
 JOURNAL_FILE = "_work/commit.json"
 
 
@@ -67,21 +72,6 @@ def inspect_output(output: str) -> OutputState:
     if any(name.startswith(WORK_FOLDER + "/") for name in names):
         return OutputState.INTERRUPTED
     return OutputState.FOREIGN
-
-
-@dataclass(frozen=True, slots=True)
-class RunCounts:
-    """What a run did to its rows; `files` in the order of the input."""
-
-    vectors: int
-    resumed: int
-    reused: int
-    rejects: tuple[tuple[str, int], ...]
-    files: tuple[FileCount, ...]
-
-    @property
-    def reject_count(self) -> int:
-        return sum(count for _, count in self.rejects)
 
 
 def count_rows(chunks: Iterable[FinishedChunk], totals: CorpusTotals) -> RunCounts:
@@ -127,7 +117,10 @@ def write_journal(
     manifest: Mapping[str, Any],
     report: Mapping[str, Any],
 ) -> None:
-    """Write down what the commit will do. After this the output will be the new one."""
+    """Write down what the commit will do. After this the output will be the new one.
+
+    The report's page is drawn before, so that whoever finishes the commit writes the same one.
+    """
     old: list[str] = []
     if storage.exists(storage.join(output, SUCCESS_FILE)):
         body = orjson.loads(storage.get_bytes(storage.join(output, MANIFEST_FILE)))
@@ -138,6 +131,7 @@ def write_journal(
         "delete": [name for name in old if name not in names],
         "manifest": manifest,
         "report": report,
+        "report_html": render_safely(report).decode(),
     }
     storage.put_bytes(storage.join(output, JOURNAL_FILE), orjson.dumps(journal))
 
@@ -170,7 +164,8 @@ def roll_forward(output: str) -> None:
                     "removed or changed. Delete the folder and run again"
                 )
         storage.delete_files([storage.join(output, name) for name in journal["delete"]])
-        storage.put_bytes(storage.join(output, REPORT_FILE), encode_json(journal["report"]))
+        storage.put_bytes(storage.join(output, REPORT_FILE), encode_report(journal["report"]))
+        storage.put_bytes(storage.join(output, REPORT_PAGE), journal["report_html"].encode())
         storage.put_bytes(storage.join(output, MANIFEST_FILE), manifest)
         storage.sync_folders(output, names=[file["name"] for file in journal["files"]])
         storage.put_bytes(success_path, success)
@@ -181,13 +176,9 @@ def clean_up(output: str) -> None:
     """Remove what the work left behind in a committed output; the journal goes last."""
     storage.delete_temporaries(output)
     work = storage.join(output, WORK_FOLDER)
-    storage.delete_files(
-        [
-            storage.join(work, name)
-            for name in storage.list_files(work)
-            if storage.join(WORK_FOLDER, name) != JOURNAL_FILE
-        ]
-    )
+    # While the journal is there, the next run finds it and cleans up what is left.
+    storage.empty_folder(work, keep=JOURNAL_FILE.rpartition("/")[2])
+    storage.delete_files([storage.join(output, JOURNAL_FILE)])
     storage.delete_folder(work)
 
 
@@ -204,6 +195,11 @@ class _CheckCountsDoFn(beam.DoFn):
             check_reject_rate(
                 dict(counts.rejects), totals.rows_read, max_reject_rate=self._max_reject_rate
             )
+        progress.mark(
+            self._output,
+            progress.COUNTED_FILE,
+            {"vectors": counts.vectors, "rejects": counts.reject_count},
+        )
         yield chunks
 
 
@@ -234,6 +230,7 @@ class _CommitDoFn(beam.DoFn):
         self._layout = layout
         self._inputs = inputs
         self._about = dict(about)
+        self._started, self._prepared = self._about.pop("times", (None, None))
 
     def process(
         self,
@@ -241,6 +238,8 @@ class _CommitDoFn(beam.DoFn):
         chunks: list[FinishedChunk],
         totals: CorpusTotals,
         stats: EncodeStats,
+        summaries: list[FileSummary],
+        examples: list[tuple[int, tuple[RejectExample, ...]]],
         reuse: ReuseCounts | None = None,
     ) -> Iterator[RunCounts]:
         with failure.recorded(self._output):
@@ -254,6 +253,15 @@ class _CommitDoFn(beam.DoFn):
                 counts=counts,
                 totals=totals,
                 stats=stats,
+                summary=merge_summaries(summaries),
+                examples=join_examples(examples),
+                times=PassTimes(
+                    started=self._started,
+                    prepared=self._prepared,
+                    indexed=read_time(self._output, progress.TOTALS_FILE),
+                    counted=read_time(self._output, progress.COUNTED_FILE),
+                    assembled=time.time(),
+                ),
                 reuse=reuse,
                 inputs=self._inputs,
                 about=self._about,
@@ -262,6 +270,20 @@ class _CommitDoFn(beam.DoFn):
             write_journal(self._output, files=files, manifest=manifest, report=report)
             roll_forward(self._output)
         yield counts
+
+
+def join_examples(
+    examples: Iterable[tuple[int, tuple[RejectExample, ...]]],
+) -> list[RejectExample]:
+    """The examples of all rejects files, in the files' order."""
+    ordered = sorted(examples, key=lambda pair: pair[0])
+    return [one for _, some in ordered for one in some]
+
+
+def read_time(output: str, name: str) -> float | None:
+    """When a pass was over, if that is known."""
+    found = (progress.read_mark(output, name) or {}).get("time")
+    return found if isinstance(found, float) else None
 
 
 def make_manifest(
@@ -316,6 +338,7 @@ class CommitOutput(beam.PTransform[Any, Any]):
 
     Args:
       chunks: one list of `FinishedChunk`; totals: one `CorpusTotals`; stats: `EncodeStats`.
+      summaries: `FileSummary` records; examples: (index, tuple of `RejectExample`) pairs.
       inputs: the input files by index; layout: format and columns of the files.
       about: what manifest and report say of the run besides its counts.
       reuse: one `ReuseCounts`, where vectors are taken over from an earlier output.
@@ -328,6 +351,8 @@ class CommitOutput(beam.PTransform[Any, Any]):
         chunks: beam.PCollection[Any],
         totals: beam.PCollection[Any],
         stats: beam.PCollection[Any],
+        summaries: beam.PCollection[Any],
+        examples: beam.PCollection[Any],
         inputs: list[InputFile],
         layout: OutputLayout,
         about: Mapping[str, Any],
@@ -338,6 +363,8 @@ class CommitOutput(beam.PTransform[Any, Any]):
         self._chunks = chunks
         self._totals = totals
         self._stats = stats
+        self._summaries = summaries
+        self._examples = examples
         self._reuse = reuse
 
     def expand(self, files: beam.PCollection[Any]) -> Any:
@@ -351,6 +378,8 @@ class CommitOutput(beam.PTransform[Any, Any]):
                 beam.pvalue.AsSingleton(self._chunks),
                 beam.pvalue.AsSingleton(self._totals),
                 beam.pvalue.AsSingleton(stats),
+                beam.pvalue.AsList(self._summaries),
+                beam.pvalue.AsList(self._examples),
                 **({} if self._reuse is None else {"reuse": beam.pvalue.AsSingleton(self._reuse)}),
             )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -36,17 +37,16 @@ def describe_lengths(lengths: Int64Array, *, limit: int) -> dict[str, Any]:
     if not rows:
         return {"limit": limit, "histogram": None, "quantiles": None, "over": []}
     longest = int(np.flatnonzero(lengths)[-1])
-    width = max(1, -(-longest // _MOST_BARS))
-    padded = np.zeros(-(-longest // width) * width, np.int64)
-    padded[:longest] = lengths[1 : longest + 1]
     below = np.cumsum(lengths)
+    usual = 2 * int(np.searchsorted(below, 0.95 * rows, side="left"))
+    edges, width = length_edges(longest, usual=usual, limit=limit)
     shares = {"p5": 0.05, "p50": 0.5, "p95": 0.95, "p99": 0.99}
     return {
         "limit": limit,
         "histogram": {
-            "first": 1,
-            "bin_tokens": width,
-            "rows": padded.reshape(-1, width).sum(axis=1).tolist(),
+            "edges": edges,
+            "bar_tokens": width,
+            "rows": [int(lengths[start:stop].sum()) for start, stop in itertools.pairwise(edges)],
         },
         "quantiles": {
             **{
@@ -62,6 +62,24 @@ def describe_lengths(lengths: Int64Array, *, limit: int) -> dict[str, Any]:
             if cut < limit
         ],
     }
+
+
+def length_edges(longest: int, *, usual: int, limit: int) -> tuple[list[int], int]:
+    """Where the bars of the histogram of lengths begin and the last ends, and their width.
+
+    Bars of one width up to `usual`, so that a few long texts do not flatten the others; then one
+    for all between, and one for the texts of just `limit` tokens, most of which were cut.
+    """
+    most = limit if longest == limit else longest + 1
+    top = max(1, min(usual, most - 1))
+    width = -(-top // _MOST_BARS)
+    edges = [*range(1, top + 1, width)]
+    edges.append(min(edges[-1] + width, most))
+    if edges[-1] < most:
+        edges.append(most)
+    if longest == limit:
+        edges.append(limit + 1)
+    return sorted(set(edges)), width
 
 
 def describe_vectors(summary: FileSummary) -> dict[str, Any]:
@@ -88,7 +106,8 @@ def scale_to_one(vectors: FloatArray) -> FloatArray:
     norms = np.sqrt(np.einsum("ij,ij->i", exact, exact))
     usable = (norms > 0) & np.isfinite(norms)
     scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=usable)
-    return np.nan_to_num(exact * scale[:, np.newaxis]).astype(np.float32)
+    units: FloatArray = np.nan_to_num(exact * scale[:, np.newaxis]).astype(np.float32)
+    return units
 
 
 def _describe_norms(summary: FileSummary) -> dict[str, Any]:
@@ -123,14 +142,17 @@ def describe_dimensions(summary: FileSummary) -> dict[str, Any]:
     """Dimensions that say nothing, and those that drown the others.
 
     A dimension is large if its root mean square is LARGE_DIMENSION_RATIO times the median of all;
-    `large_share` is what part of the squared lengths such dimensions are.
+    `large_share` is what part of the squared lengths such dimensions are. Dead ones, and ranges,
+    are those of the sample.
     """
-    ranges = summary.highs.astype(np.float64) - summary.lows
+    sampled = summary.sample.vectors.astype(np.float64)
+    lows, highs = sampled.min(axis=0), sampled.max(axis=0)
+    ranges = highs - lows
     typical = float(np.median(ranges))
     dead = np.flatnonzero(ranges <= typical * _DEAD_SHARE)
     spread = np.sqrt(summary.square_sums / summary.rows)
     median = float(np.median(spread))
-    if summary.rows < _ROWS_FOR_DEAD:
+    if len(sampled) < _ROWS_FOR_DEAD:
         dead = dead[:0]
     large = np.flatnonzero(spread >= LARGE_DIMENSION_RATIO * median) if median > 0 else dead[:0]
     large = large[np.argsort(-spread[large], kind="stable")]
@@ -147,8 +169,8 @@ def describe_dimensions(summary: FileSummary) -> dict[str, Any]:
                 "rms": _round(float(spread[number])),
                 "times_median": _round(float(spread[number]) / median),
                 "mean": _round(float(summary.sums[number]) / summary.rows),
-                "min": _round(float(summary.lows[number])),
-                "max": _round(float(summary.highs[number])),
+                "min": _round(float(lows[number])),
+                "max": _round(float(highs[number])),
             }
             for number in large[:_MOST_DIMENSIONS].tolist()
         ],
@@ -195,9 +217,7 @@ def describe_pairs(sample: RowSample, units: FloatArray) -> dict[str, Any]:
                 "cosine": cosine,
                 "same_text": sample.hashes[row] == sample.hashes[other],
                 "ids": [sample.ids[row], sample.ids[other]],
-                "texts": None
-                if sample.texts is None
-                else [sample.texts[row], sample.texts[other]],
+                "texts": None if sample.texts is None else [sample.texts[row], sample.texts[other]],
             }
             for cosine, row, other in best
         ],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import apache_beam as beam
@@ -24,8 +24,10 @@ from transforms.engines import (
     set_threads,
 )
 from transforms.errors import ExpertError
+from transforms.progress import Facts, record
 from transforms.quiet import load_tensorflow
 from transforms.records import EncodeStats, RowFailure, VectorBatch
+from transforms.runtime import Timeline, measure_memory, spread_tokens
 from transforms.tokenize import get_tokenizer, reject_truncated
 
 if TYPE_CHECKING:
@@ -351,9 +353,13 @@ class HasTexts(Protocol):
 class _EncodeDoFn(beam.DoFn):
     """Encodes text batches; expert and tokenizer are the process's own."""
 
-    def __init__(self, expert: Expert, *, settings: EncodeSettings) -> None:
+    def __init__(
+        self, expert: Expert, *, settings: EncodeSettings, progress_of: str | None
+    ) -> None:
         self._expert = expert
         self._settings = settings
+        self._progress_of = progress_of
+        self._timeline = Timeline()
         self._tokenizer: Tokenizer | None = None
         self._engine: Engine | None = None
         self._uncounted = EncodeStats()
@@ -396,6 +402,15 @@ class _EncodeDoFn(beam.DoFn):
         self._loads.inc(self._uncounted.expert_loads)
         self._uncounted = EncodeStats()
         yield beam.pvalue.TaggedOutput("stats", stats)
+        failed = len(tokenized.failures)
+        self._tell(
+            Facts(
+                rows_tokenized=len(tokenized.tokens) + failed,
+                tokens_known=len(tokenized.tokens.ids),
+                rows_encoded=failed,
+                rows_failed=failed,
+            )
+        )
         if tokenized.failures:
             self._failed.inc(len(tokenized.failures))
             yield beam.pvalue.TaggedOutput("failures", (batch, tokenized.failures))
@@ -404,22 +419,49 @@ class _EncodeDoFn(beam.DoFn):
             engine=engine,
             settings=self._settings,
             rows=tokenized.rows,
-            on_batch=self._count_batch,
+            on_batch=self._watch_batches(tokenized.tokens),
         ):
             self._count_piece(stats, failed=len(failures), truncated=vectors.truncated)
-            yield beam.pvalue.TaggedOutput("stats", stats)
+            yield beam.pvalue.TaggedOutput("stats", self._add_running(stats))
             if failures:
                 yield beam.pvalue.TaggedOutput("failures", (batch, tuple(failures)))
             if len(vectors):
                 yield batch, vectors
 
-    def _count_batch(self, batch: Batch) -> None:
-        self._batch_rows.update(len(batch))
-        self._batch_tokens.update(batch.padded_tokens)
+    def _watch_batches(self, tokens: TokenBatch) -> Callable[[Batch], None]:
+        """What counts each batch as it is done, for metrics, timeline and progress."""
+        lengths = np.diff(tokens.offsets)
+        last = time.time()
+
+        def count_batch(batch: Batch) -> None:
+            nonlocal last
+            count, now = int(lengths[batch.rows].sum()), time.time()
+            self._timeline += spread_tokens(min(last, now), now, tokens=count)
+            last = now
+            self._batch_rows.update(len(batch))
+            self._batch_tokens.update(batch.padded_tokens)
+            self._tell(
+                Facts(
+                    rows_encoded=len(batch),
+                    tokens_encoded=count,
+                    padded_tokens=batch.padded_tokens,
+                )
+            )
+
+        return count_batch
+
+    def _add_running(self, stats: EncodeStats) -> EncodeStats:
+        timeline, self._timeline = self._timeline, Timeline()
+        return replace(stats, timeline=timeline, memory=measure_memory())
+
+    def _tell(self, facts: Facts) -> None:
+        if self._progress_of is not None:
+            record(self._progress_of, facts)
 
     def _count_piece(self, stats: EncodeStats, *, failed: int, truncated: BoolArray) -> None:
         self._rows.inc(stats.rows)
         self._failed.inc(failed)
+        self._tell(Facts(rows_failed=failed))
         self._truncated.inc(int(truncated.sum()))
         self._tokens.inc(stats.tokens)
         self._padded.inc(stats.padded_tokens)
@@ -437,15 +479,19 @@ class EncodeBatches(beam.PTransform[Any, Any]):
       stats: EncodeStats, to add up.
     Rows in = rows of the vectors + failures.
 
+    Args:
+      progress_of: an output whose progress facts (`transforms.progress`) are kept, if any.
+
     Raises: ConfigError, when it is made, if the settings do not suit the expert.
     """
 
-    def __init__(self, expert: Expert, *, settings: EncodeSettings) -> None:
+    def __init__(
+        self, expert: Expert, *, settings: EncodeSettings, progress_of: str | None = None
+    ) -> None:
         super().__init__()
         check_settings(expert, settings=settings)
-        self._expert = expert
-        self._settings = settings
+        self._dofn = _EncodeDoFn(expert, settings=settings, progress_of=progress_of)
 
     def expand(self, batches: Any) -> Any:
-        encode = beam.ParDo(_EncodeDoFn(self._expert, settings=self._settings))
+        encode = beam.ParDo(self._dofn)
         return batches | "Encode" >> encode.with_outputs("failures", "stats", main="vectors")

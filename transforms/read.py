@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import difflib
+import glob
 import logging
 import os
 import re
@@ -139,6 +140,7 @@ def _match_pattern(pattern: str) -> dict[str, int]:
     except (BeamIOError, OSError, ValueError) as error:
         raise InputError(f"input {pattern}: cannot be listed ({_first_line(error)})") from error
     shown = {m.path: m.size_in_bytes for m in matches if not _is_hidden(m.path, pattern)}
+    shown.update(_find_passed_over(pattern, found=shown))
     if len(shown) < len(matches):
         _log.info(
             "input %s: left out %d files whose names begin with _ or .",
@@ -150,6 +152,36 @@ def _match_pattern(pattern: str) -> dict[str, int]:
     for path in shown:
         _refuse_special(path)
     return shown
+
+
+def _find_passed_over(pattern: str, *, found: Iterable[str]) -> dict[str, int]:
+    """Local files of a glob, and their sizes, that Beam's listing leaves out without a word.
+
+    It does not follow linked folders, and passes over what it cannot get the size of.
+
+    Raises: InputError for a broken link, and for a folder that is named like the files.
+    """
+    if FileSystems.get_scheme(pattern) is not None:
+        return {}
+    sizes = {}
+    # `*` alone means whatever files there are; a part of a name means that all these are files.
+    means_names = pattern.rsplit("/", 1)[-1].strip("*") != ""
+    for path in sorted(set(glob.glob(pattern, recursive=True)).difference(found)):
+        if _is_hidden(path, pattern):
+            continue
+        if not os.path.exists(path):
+            raise InputError(
+                f"input {path} is a link to a file that is not there; mend the link, or give a "
+                f"pattern that leaves it out (found by {pattern})"
+            )
+        if not os.path.isdir(path):
+            sizes[path] = os.path.getsize(path)
+        elif means_names:
+            raise InputError(
+                f"input {path} is a folder; give its files: --input='{path}/*', or a pattern that "
+                f"leaves it out (found by {pattern})"
+            )
+    return sizes
 
 
 def _has_glob(pattern: str) -> bool:

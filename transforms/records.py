@@ -536,7 +536,7 @@ class FileSummary:
 
     lengths: int64 [L + 1], rows by n_tokens; norm_bins: (bin, rows) pairs, where bin b is the norms
     from 2**(b / 256) on; sums, square_sums, unit_sums: float64 [H], over rows, of the values, their
-    squares, and the rows scaled to length 1; lows, highs: float32 [H]; seconds: spent on the file.
+    squares, and the rows scaled to length 1; seconds: spent on the file.
     """
 
     index: int
@@ -550,8 +550,6 @@ class FileSummary:
     sums: Float64Array
     square_sums: Float64Array
     unit_sums: Float64Array
-    lows: FloatArray
-    highs: FloatArray
     sample: RowSample
     seconds: float = 0.0
     memory: PeakMemory = field(default=PeakMemory())
@@ -576,3 +574,18 @@ class CorpusTotals:
     @property
     def fault_count(self) -> int:
         return sum(count for _, count in self.fault_reasons)
+
+
+@dataclass(frozen=True, slots=True)
+class RunCounts:
+    """What a run did to its rows; `files` in the order of the input."""
+
+    vectors: int
+    resumed: int
+    reused: int
+    rejects: tuple[tuple[str, int], ...]
+    files: tuple[FileCount, ...]
+
+    @property
+    def reject_count(self) -> int:
+        return sum(count for _, count in self.rejects)

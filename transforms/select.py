@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from transforms import failure, spool
+from transforms import failure, progress, spool
 from transforms.errors import InputError, TooManyRejectsError
 from transforms.parse import merge_schemas
 from transforms.records import (
@@ -410,6 +410,16 @@ class _GateDoFn(beam.DoFn):
     def process(self, totals: CorpusTotals) -> Iterator[CorpusTotals]:
         with failure.recorded(self._output):
             check_corpus(totals, self._rules)
+        progress.mark(
+            self._output,
+            progress.TOTALS_FILE,
+            {
+                "rows_read": totals.rows_read,
+                "rows": totals.rows,
+                "rejects": sum(count for _, count in totals.rejects),
+                "text_bytes": totals.text_bytes,
+            },
+        )
         yield totals
 
 

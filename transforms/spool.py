@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from transforms import storage
+from transforms import progress, storage
 from transforms.records import (
     Chunk,
     ChunkKey,
@@ -233,6 +233,8 @@ class _SpoolDoFn(beam.DoFn):
     def process(self, batch: TextBatch) -> Iterator[Chunk | beam.pvalue.TaggedOutput[Any, Any]]:
         hashes = hash_texts(batch.texts, batch.pairs)
         yield spool_chunk(batch, hashes, output=self._output, paths=self._paths)
+        read = progress.Facts(rows_read=batch.rows_read, rows_rejected=len(batch.rejects))
+        progress.record(self._output, read)
         for keyed_ids in bucket_ids(batch, hashes, buckets=self._buckets):
             yield beam.pvalue.TaggedOutput("ids", keyed_ids)
         if self._with_texts:

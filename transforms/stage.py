@@ -18,7 +18,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from transforms import failure, spool, storage
+from transforms import failure, progress, spool, storage
 from transforms.committed import CommittedFile, VectorReader
 from transforms.errors import ConservationError
 from transforms.records import (
@@ -202,6 +202,8 @@ class _LoadDoFn(beam.DoFn):
         for part in parts:
             yield beam.pvalue.TaggedOutput("parts", key_by_chunk(part))
         rows = remaining_rows(work, (part.rows for part in parts))
+        skipped = chunk.rows - len(work.dropped) - len(rows)
+        progress.record(self._output, progress.Facts(rows_skipped=skipped))
         if not len(rows):
             return
         has_pair = "pair" in _columns(chunk)

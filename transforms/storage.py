@@ -334,6 +334,20 @@ def delete_temporaries(folder: str) -> None:
             delete_files([join(folder, name)])
 
 
+def empty_folder(path: str, *, keep: str) -> None:
+    """Delete all below a folder, temporaries too, but the file of that name directly in it."""
+    if not is_local(path):
+        delete_files([join(path, name) for name in list_files(path) if name != keep])
+        return
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(path):
+            inside = join(path, name)
+            if os.path.isdir(inside):
+                delete_folder(inside)
+            elif name != keep:
+                delete_files([inside])
+
+
 def delete_folder(path: str) -> None:
     """Delete a folder and all below it; one that is gone already is no error."""
     if is_local(path):
