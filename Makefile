@@ -26,7 +26,7 @@ run: $(VENV)/.run-installed $(VENV)/.package-installed
 	$(BIN)/python -m pipeline.run --runner=DirectRunner $(ARGS)
 
 test: $(VENV)/.dev-installed $(VENV)/.package-installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile $(ARGS)
 
 check: $(VENV)/.dev-installed $(VENV)/.package-installed
 	$(BIN)/ruff check .
