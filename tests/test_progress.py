@@ -380,7 +380,7 @@ def test_run_under_a_terminal_shows_a_live_line_and_no_noise(tmp_path, tiny_expe
     assert process.wait(60) == 0, text
     lines = text.replace("\r\n", "\n").split("\n")
     assert_only([line.rsplit("\r\x1b[K", 1)[-1] for line in lines if line])
-    live = re.findall(r"\r((?:index|encode|assemble)\s[^\r\n\x1b]+)\x1b\[K", text)
+    live = re.findall(r"\r((?:index|encode|assemble|commit)\s[^\r\n\x1b]+)\x1b\[K", text)
     assert any(re.match(r"encode .*\d % · [\d,]+/3,000 rows · ", one) for one in live), text
     assert all(len(one) < 100 for one in live)
     # Nothing else was written over: what remains without the live lines are the lines above.

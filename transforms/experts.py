@@ -204,6 +204,20 @@ def resolve_expert(
     )
 
 
+def find_models(
+    expert: str, *, preprocessor: str | None = None, hub_address: str | None = None
+) -> tuple[ModelSource, ModelSource]:
+    """Tell where an expert and its preprocessor are, as `resolve_expert` does; fetches nothing.
+
+    Raises: ExpertError if a word means nothing, or the preprocessor is not known.
+    """
+    address = _check_hub_address(hub_address or os.environ.get(HUB_ADDRESS_VARIABLE))
+    source = find_source(expert, hub_address=address)
+    if preprocessor:
+        return source, find_source(preprocessor, hub_address=address, role="preprocessor")
+    return source, _find_preprocessor(source, hub_address=address)
+
+
 def find_source(text: str, *, hub_address: str = HUB_ADDRESS, role: str = "expert") -> ModelSource:
     """Tell what a user's word for a model means; asks no network.
 

@@ -84,7 +84,8 @@ class FactsFile:
 
     def _write(self, data: bytes) -> None:
         if not self._is_local:
-            storage.put_bytes(self._path, data)
+            with storage.open_write(self._path) as sink:  # put_bytes would wait and try again
+                sink.write(data)
             return
         # Not synced: after a crash nobody wants it. Not made again once the commit cleared up.
         folder, name = os.path.split(self._path)
