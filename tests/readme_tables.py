@@ -39,7 +39,6 @@ def make_tables() -> dict[str, str]:
     return {
         "experts": make_experts_table(),
         "reasons": make_reasons_table(),
-        "flags": make_flags_table(),
     }
 
 
@@ -64,7 +63,7 @@ def make_reasons_table() -> str:
 
 
 def make_flags_table() -> str:
-    """The flags of `run`, as its parser and its settings have them."""
+    """The flags of `run`, as its parser and its settings have them; for docs/reference.md."""
     titles = {
         action.dest: group.title
         for group in make_parser()._action_groups
