@@ -97,6 +97,16 @@ def test_row_chunk_with_rejects_keeps_order_origin_and_count() -> None:
     assert batch.rejects[1].raw == "{"
 
 
+def test_row_chunk_reject_keeps_fields_that_the_run_does_not_use() -> None:
+    batch = check_rows({"text": None, "body": "another field", "n": 1}, fields=RowFields())
+
+    assert json.loads(batch.rejects[0].raw or "") == {
+        "text": None,
+        "body": "another field",
+        "n": 1,
+    }
+
+
 def test_row_chunk_without_metadata_has_a_table_of_all_rows() -> None:
     batch = check_rows({"text": "a"}, {"text": "b"}, fields=RowFields())
 

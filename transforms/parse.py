@@ -232,8 +232,9 @@ class RowChunk:
         self, ordinal: int, file: InputFile, row: SourceRow, problem: Problem, *, row_id: str | None
     ) -> None:
         assert not isinstance(row.record, BadRow)
-        used = _used_record(row.record, self._fields)
-        raw = encode_raw(json_text(used), max_bytes=self._limits.max_raw_bytes)
+        # The whole row, also fields that this run does not use: another run may.
+        found = {name: value for name, value in row.record.items() if name != KEPT_ID}
+        raw = encode_raw(json_text(found), max_bytes=self._limits.max_raw_bytes)
         reason, message = problem
         self._rejects.append(
             (
@@ -787,11 +788,6 @@ def _kind(value: object) -> str:
         bytes: "bytes",
     }
     return kinds.get(type(value), f"a {type(value).__name__}")
-
-
-def _used_record(record: Mapping[str, Any], fields: RowFields) -> dict[str, Any]:
-    names = [fields.id, fields.text, fields.pair, *(field.name for field in fields.metadata)]
-    return {name: record[name] for name in names if name is not None and name in record}
 
 
 def json_text(record: Mapping[str, Any]) -> bytes:
