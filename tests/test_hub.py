@@ -442,7 +442,8 @@ def test_resolve_threads_of_one_process_download_once(server: HubServer, cache: 
     assert server.requests == {PATH: 2}
 
 
-def _resolve_all(handles: list[str], barrier, results) -> None:
+def _resolve_all(handles: list[str], env: dict[str, str], barrier, results) -> None:
+    os.environ.update(env)  # the fork server may be older than this test's settings
     barrier.wait(120)
     results.put([hub.resolve(handle) for handle in handles])
 
@@ -455,7 +456,8 @@ def test_resolve_eight_processes_download_each_handle_once(server: HubServer, ca
     barrier, results = context.Barrier(8), context.Queue()
     processes = [
         context.Process(
-            target=_resolve_all, args=(handles[start:] + handles[:start], barrier, results)
+            target=_resolve_all,
+            args=(handles[start:] + handles[:start], dict(os.environ), barrier, results),
         )
         for start in range(8)
     ]
