@@ -1,4 +1,4 @@
-"""A Beam file system with the habits of an object store, under `bucket://`, kept in a local folder.
+"""A Beam file system with the habits of an object store, under `objects://`, in a local folder.
 
 An object appears when its upload is closed, whole; there are no folders and no rename (a call of it
 is an error, so that a test would see it). Some calls can be made to fail as a throttled store does.
@@ -20,7 +20,7 @@ from apache_beam.io.filesystem import (
 
 ROOT_VARIABLE = "TEST_BUCKET_ROOT"
 FAIL_EVERY_VARIABLE = "TEST_BUCKET_FAIL_EVERY"
-SCHEME = "bucket"
+SCHEME = "objects"
 
 
 class SlowDownError(Exception):
@@ -44,7 +44,7 @@ class _Upload(io.BytesIO):
 
 
 class BucketFileSystem(FileSystem):
-    """`bucket://name/path` is `$TEST_BUCKET_ROOT/name/path`."""
+    """`objects://name/path` is `$TEST_BUCKET_ROOT/name/path`."""
 
     calls: ClassVar[int] = 0
 
@@ -123,4 +123,4 @@ class BucketFileSystem(FileSystem):
 
 
 def register() -> None:
-    """Have this process know `bucket://`: importing the module is all it takes."""
+    """Have this process know `objects://`: importing the module is all it takes."""

@@ -56,7 +56,7 @@ def run(tmp_path, store, tiny_expert):
         if output == "local":
             arguments = [f"--input={store}/in/rows.jsonl", "--output=local", *flags]
         else:
-            arguments = ["--input=bucket://in/*.jsonl", f"--output=bucket://{output}", *flags]
+            arguments = ["--input=objects://in/*.jsonl", f"--output=objects://{output}", *flags]
         return commands.run(arguments, folder=tmp_path, env=env, setup=setup)
 
     return run_job
@@ -101,7 +101,7 @@ def test_run_on_a_throttled_object_store_loses_no_row(run, store, wanted):
 def test_run_on_an_object_store_overwrites_and_reuses(run, store, wanted):
     assert run(output="dt/1").code == 0
     assert run(output="dt/1").code == 3
-    result = run("--reuse_from=bucket://dt/*", output="dt/2")
+    result = run("--reuse_from=objects://dt/*", output="dt/2")
     assert result.code == 0, result.err
     assert commands.read_report(store / "dt" / "2")["counts"]["rows_reused"] == ROWS
     assert run("--overwrite", "--pooling=cls", output="dt/1").code == 0
